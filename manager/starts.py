@@ -67,6 +67,8 @@ class Starts(Attempts):
 
     def _library_ready(self, worker: Worker, message: LibraryReady, now: float) -> None:
         instance = worker.instances.get(message.instance)
+        if instance is not None and instance.ready is not None:  # its slots have found why it does not run as asked
+            instance.ready = message
         if instance is None or instance.phase is not Phase.STARTING:
             return
         state = self.libraries[instance.library]

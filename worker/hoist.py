@@ -30,8 +30,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from windlass import __version__, snapshots
@@ -73,7 +73,7 @@ class Library:
         self.context: Any = None
         self.has_context = False
         self.context_seconds = 0.0
-        #: The import after which this process had more threads than before.
+        #: The step after which this process had more threads than before, as in "import of numpy".
         self.threads_after = ""
         #: What its user should know, one a line.
         self.notes: tuple[str, ...] = ()
@@ -147,12 +147,13 @@ def compute_context(library: Library, announce: Callable[[Step], None]) -> None:
     announce(Step("context"))
     begin = time.perf_counter()
     try:
-        function, args, kwargs = pickle.loads(library.spec.context)
-        if is_async(function):
-            from windlass.worker.own_loop import to_its_end
+        with _looking_for_threads(library, "its context"):
+            function, args, kwargs = pickle.loads(library.spec.context)
+            if is_async(function):
+                from windlass.worker.own_loop import to_its_end
 
-            function = to_its_end(function, keep_tasks=True)  # on the loop of the slot's calls, so what it opens there serves them
-        library.context = function(*args, **kwargs)
+                function = to_its_end(function, keep_tasks=True)  # on the loop of the slot's calls, so what it opens there serves them
+            library.context = function(*args, **kwargs)
     except BaseException as error:  # a context that calls sys.exit must not look like a crash
         raise CannotStart(
             "context", f"the context function of library {library.spec.name!r} failed: {_short(error)}{_traced(error)}"
@@ -188,7 +189,7 @@ def fork_hazards(library: Library) -> list[str]:
         _trial_fork()
         count = thread_count()
         if count > 1:
-            after = f" after import of {library.threads_after}" if library.threads_after else ""
+            after = f" after {library.threads_after}" if library.threads_after else ""
             hazards.append(f"{count - 1} thread{'s' if count > 2 else ''} besides the main one{after}")
     devices = sorted(set(_devices()))
     if devices:
@@ -205,7 +206,6 @@ def fork_hazards(library: Library) -> list[str]:
 def _hoist(library: Library, setup: Setup, announce: Callable[[Step], None]) -> None:
     done: list[HoistedImport] = []
     dropped = {item.module: item for item in setup.dropped}
-    threads = thread_count()
     for item in library.spec.imports:
         if item.module in dropped:
             done.append(dropped[item.module])
@@ -214,7 +214,8 @@ def _hoist(library: Library, setup: Setup, announce: Callable[[Step], None]) -> 
         begin = time.perf_counter()
         failure = ""
         try:
-            importlib.import_module(item.module)
+            with _looking_for_threads(library, f"import of {item.module}"):
+                importlib.import_module(item.module)
         except BaseException as error:  # modules raise anything, and some call sys.exit
             failure = _short(error)
             if item.explicit:
@@ -222,9 +223,6 @@ def _hoist(library: Library, setup: Setup, announce: Callable[[Step], None]) -> 
                     "import", f"import of {item.module!r} for library {library.spec.name!r} failed: {failure}{_traced(error)}"
                 ) from error
         done.append(HoistedImport(item.module, time.perf_counter() - begin, failure))
-        now = thread_count()
-        if now > threads:
-            library.threads_after, threads = item.module, now
     library.imports = tuple(done)
 
 
@@ -242,7 +240,8 @@ def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], N
     failed_imports = any(item.error for item in library.imports)
     for definition in library.spec.functions:
         try:
-            library.functions[definition.id] = load_function(definition, setup)
+            with _looking_for_threads(library, f"loading what function {definition.name!r} refers to"):
+                library.functions[definition.id] = load_function(definition, setup)
         except BaseException as error:
             if failed_imports and isinstance(error, ImportError):
                 continue  # the call says so, if one comes
@@ -260,6 +259,16 @@ def _unpacked(ref: ObjectRef, store_folder: str, code_folder: str) -> str:
         make_ours(folder)
     folder = snapshots.code_folder(code_folder, ref.name)
     return folder if os.path.isdir(folder) else snapshots.unpack(map_object(os.path.join(store_folder, ref.name)), folder)
+
+
+@contextmanager
+def _looking_for_threads(library: Library, step: str) -> Generator[None]:
+    before = thread_count()
+    try:
+        yield
+    finally:
+        if thread_count() > before:
+            library.threads_after = step
 
 
 def _is_harmless(thread: str) -> bool:

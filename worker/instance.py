@@ -32,6 +32,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
+
 from windlass.blocking import in_thread
 from windlass.messages import (
     SLOTS_MOST,
@@ -72,6 +74,9 @@ class InstanceEvents(Protocol):
 
     def ready(self, message: LibraryReady) -> None:
         """It serves (once)."""
+
+    def noted(self, message: LibraryReady) -> None:
+        """It has served before; these are all notes that there are by now."""
 
     def failed(self, message: LibraryFailed) -> None:
         """It cannot start, or has died; its calls have been told of, all its processes have ended."""
@@ -144,6 +149,8 @@ class LibraryInstance:
         #: The Python of an environment of its own; "": the worker's.
         self.python = ""
         self._ending: asyncio.Task[None] | None = None
+        #: What was told when it served.
+        self._ready: LibraryReady | None = None
 
     # ------------------------------------------------ what the worker asks
 
@@ -301,6 +308,10 @@ class LibraryInstance:
         self._tell_what_was_written("a slot", note.wrote)
         if self.state is State.STARTING:
             self._serve(LibraryReady(self.instance, slot.pid, note.imports, note.context_seconds, note.notes))
+        more = {f"a new slot for each call instead of a fork: {hazard}": None for hazard in note.hazards}
+        if self._ready is not None and not more.keys() <= set(self._ready.notes):
+            self._ready = msgspec.structs.replace(self._ready, notes=tuple(dict.fromkeys([*self._ready.notes, *more])))
+            self.events.noted(self._ready)
 
     def fail(self, kind: str, text: str, *, charge: bool = False) -> None:
         """End everything, then tell the worker."""
@@ -325,7 +336,7 @@ class LibraryInstance:
 
     def _serve(self, ready: LibraryReady) -> None:
         self._timers.cancel(self._start_timer)
-        self.state = State.SERVING
+        self.state, self._ready = State.SERVING, ready
         self.events.ready(ready)
         if self.state is State.SERVING:
             self._slots.fill()

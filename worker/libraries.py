@@ -295,6 +295,13 @@ class Libraries:
             self._tell_cost(entry.library.spec.name, message)
             self._backlog.serves(instance)
 
+    def on_noted(self, instance: InstanceId, message: LibraryReady) -> None:
+        """It does not run as asked, which its slots have found."""
+        entry = self.entries.get(instance)
+        if entry is not None:
+            self._say(message)
+            log.warning("library %s: %s", entry.library.spec.name, message.notes[-1])
+
     def _tell_cost(self, name: str, ready: LibraryReady) -> None:
         """Say once that imports are slow, and how slow."""
         note = next((note for note in ready.notes if note.startswith(importcost.MARK)), "")
@@ -506,6 +513,9 @@ class _Events:
 
     def ready(self, message: LibraryReady) -> None:
         self._libraries.on_ready(self._instance, message)
+
+    def noted(self, message: LibraryReady) -> None:
+        self._libraries.on_noted(self._instance, message)
 
     def failed(self, message: LibraryFailed) -> None:
         self._libraries.on_failed(self._instance, message)

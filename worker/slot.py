@@ -16,7 +16,8 @@ is another one (`windlass.worker.slot_tasks`).
 *Functions*, and what they take of the context: `windlass.worker.slot_functions`.
 
 *Mode fork*: each call runs in a child, which answers by itself; the slot waits for it, ends what the child left behind, and answers for
-a child that died.
+a child that died. Where a fork would not be safe, as the context has started threads, a child could wait for ever for a lock, or for work
+that no thread does. There the slot runs one call itself and leaves: the next call's process is the slot that comes after it.
 
 A process that a function forks is no slot: when it leaves the function it ends (`forks.end_forked`), and its parent answers.
 
@@ -159,21 +160,22 @@ def run(link: Link, setup: Setup, library: hoist.Library) -> int:
     STATE.context, STATE.has_context = library.context, library.has_context
     # What imports and context wrote belongs to no call.
     wrote = capture.take_both(link.out, link.err)
-    link.note(Prepared(library.imports, library.context_seconds, library.notes, wrote=wrote))
+    hazards = tuple(hoist.fork_hazards(library)) if setup.spec.mode == "fork" else ()
+    link.note(Prepared(library.imports, library.context_seconds, library.notes, wrote=wrote, hazards=hazards))
     if setup.spec.concurrency > 1:
         from windlass.worker.slot_tasks import TaskSlot
 
         TaskSlot(link, setup, library).serve()
     else:
-        Slot(link, setup, library).serve()
+        Slot(link, setup, library, forks=setup.spec.mode == "fork" and not hazards).serve()
     return 0
 
 
 class Slot:
     """Runs calls; `serve` until there is a reason to leave."""
 
-    def __init__(self, link: Link, setup: Setup, library: hoist.Library) -> None:
-        self.link, self.setup, self.library = link, setup, library
+    def __init__(self, link: Link, setup: Setup, library: hoist.Library, *, forks: bool = False) -> None:
+        self.link, self.setup, self.library, self.forks = link, setup, library, forks
         self.store, self.pid = setup.store_folder, os.getpid()
         self.functions = SlotFunctions(setup, library)
         self.encoder = msgspec.msgpack.Encoder()
@@ -195,10 +197,12 @@ class Slot:
         receive = self.link.queue.recv_into
         decode = msgspec.msgpack.Decoder(CallRun).decode
         answer, send = self.answer, self.send
-        forked = self.setup.spec.mode == "fork"
+        forked = self.forks
+        most = self.setup.spec.max_calls
         if forked:
             self.rehearse()
-        most = self.setup.spec.max_calls
+        elif self.setup.spec.mode == "fork":
+            most, words[base + CHILD] = 1, self.pid
         count = 0
         while not words[leave_word]:
             try:

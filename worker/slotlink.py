@@ -22,10 +22,10 @@ instead.
 `CALL` and `ATTEMPT` of the call it has claimed, `SINCE` when it did (by the node's monotonic clock, which nobody sets and which does not
 count while the node sleeps), and then `BEGUN` (a count). It sends the result and then writes `FINISHED`, the same count. So a call is
 running while the two differ, and when the process dies exactly that call is charged with it, unless its result is found in the
-results. `SENDING` is written before the first byte of a result: in mode ``fork`` it tells a child that died without an answer from one
-that died in the middle of it. There `CHILD` is the child's process id, from its fork until it is about to be reaped. `LEAVE` is the
-worker's wish, read between calls; `LEFT` is the slot's reason for going by itself. `WATCHES` is the count again where the running call
-has registered for its pilot's end.
+results. `SENDING` is written before the first byte of a result: in mode ``fork`` it tells a child that died without an answer from one that
+died in the middle of it. There `CHILD` is the child's process id, from its fork until it is about to be reaped; or the slot's own, where it
+runs the call itself. `LEAVE` is the worker's wish, read between calls; `LEFT` is the slot's reason for going by itself. `WATCHES` is the
+count again where the running call has registered for its pilot's end.
 
 *A slot that runs many calls at once* (`LibrarySpec.concurrency`) has a row for each of its places, one behind the other; what is said of
 the slot itself (`LEAVE`, `LEFT`) stands in the first of them. `SINCE` is 0 while a call waits in its place until it may run alone, and
@@ -127,6 +127,8 @@ class Prepared(msgspec.Struct, frozen=True, array_like=True, tag=True):
     spawn: bool = False
     #: Slot: what imports and context wrote, bounded.
     wrote: bytes = b""
+    #: Slot in mode ``fork``: why a fork of me would not be safe. It runs one call itself, and then leaves.
+    hazards: tuple[str, ...] = ()
 
 
 class Unable(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -585,7 +585,7 @@ class HoistedImport(Record, frozen=True):
 
 
 class LibraryReady(Message, frozen=True):
-    """Worker → manager: an instance serves."""
+    """Worker → manager: an instance serves; once more when there are other notes."""
 
     instance: InstanceId
     pid: int

@@ -189,6 +189,25 @@ def test_a_call_starts_its_library_runs_and_ends_once(bench: Bench) -> None:
     assert not bench.core.calls
 
 
+def test_what_slots_find_later_is_noted_and_starts_nothing(bench: Bench) -> None:
+    """A library serves, and says then that it does not run as asked: the status has it, and its start is counted once."""
+    library = bench.library()
+    bench.worker()
+    bench.submit(library)
+    [start] = bench.heard()
+    assert isinstance(start, StartLibrary)
+    bench.say("w1", LibraryReady(start.instance, 77))
+    state = bench.core.libraries[library]
+    starts = state.starts
+    for instance in (start.instance, InstanceId(99)):
+        bench.say("w1", LibraryReady(instance, 77, notes=(f"a new slot for each call of {instance}",)))
+    (ready,) = [one.ready for one in state.instances.values()]
+    assert ready is not None
+    assert ready.notes == (f"a new slot for each call of {start.instance}",)
+    assert state.starts == starts
+    assert len(bench.runs()) == 1
+
+
 def test_calls_wait_for_a_worker_and_go_to_it_when_it_comes(bench: Bench) -> None:
     library = bench.library()
     bench.submit(library, 3)

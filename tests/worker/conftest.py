@@ -46,6 +46,7 @@ class Record:
 
     def __init__(self) -> None:
         self.readies: list[LibraryReady] = []
+        self.noteds: list[LibraryReady] = []
         self.failures: list[LibraryFailed] = []
         self.ends: dict[tuple[int, int], CallEnd] = {}
         self.ended_twice: list[tuple[int, int]] = []
@@ -57,6 +58,10 @@ class Record:
 
     def ready(self, message: LibraryReady) -> None:
         self.readies.append(message)
+        self.changed.set()
+
+    def noted(self, message: LibraryReady) -> None:
+        self.noteds.append(message)
         self.changed.set()
 
     def failed(self, message: LibraryFailed) -> None:

@@ -1,0 +1,102 @@
+"""Mode "fork" where a fork would not be safe: as JAX, polars and OpenMP do, the context has started threads on which calls depend."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass.messages import CANCELLED, ImportSpec
+
+
+def add(a: int, b: int) -> int:
+    """A call."""
+    return a + b
+
+
+def start_pool() -> dict[str, Any]:
+    """A pool with a thread, without which no work that it is given is ever done."""
+    pool = ThreadPoolExecutor(1)
+    pool.submit(os.getpid).result()
+    return {"pool": pool}
+
+
+def ask(pool: Any) -> tuple[int, int]:
+    """Work for the pool's thread, and who is asked."""
+    return pool.submit(pow, 2, 5).result(), os.getpid()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shared", [False, True])
+async def test_calls_whose_context_has_threads_have_a_slot_each(bench: Any, shared: bool) -> None:
+    """In a fork the threads are missing and each call would wait for ever; that each has a fresh process stays true."""
+    spec = bench.spec(ask, context=(start_pool, (), {}), share_context=shared, mode="fork")
+    await bench.serving(spec)
+    answers = [bench.value(await bench.run(ask)) for _ in range(3)]
+    assert [value for value, _ in answers] == [32, 32, 32]
+    assert len({pid for _, pid in answers}) == 3
+    (noted,) = bench.events.noteds
+    why = "1 thread besides the main one after its context"
+    assert noted.notes == (
+        *([f"spawn instead of fork: {why}"] if shared else []),
+        f"a new slot for each call instead of a fork: {why}",
+    )
+
+
+@pytest.mark.asyncio
+async def test_calls_that_import_threads_have_a_slot_each(bench: Any, tmp_path: Path) -> None:
+    """A slot that is an interpreter of its own for the threads of an import is as unsafe to fork as its zygote was."""
+    pool = "from concurrent.futures import ThreadPoolExecutor\nPOOL = ThreadPoolExecutor(1)\nPOOL.submit(int).result()\n"
+    (tmp_path / "pooled.py").write_text(pool)
+
+    def use() -> int:
+        import pooled  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+
+        return pooled.POOL.submit(pow, 2, 5).result()  # type: ignore[no-any-return]  # pyright: ignore
+
+    await bench.serving(bench.spec(use, imports=(ImportSpec("pooled", True),), paths=(str(tmp_path),), mode="fork"))
+    assert [bench.value(await bench.run(use)) for _ in range(2)] == [32, 32]
+
+
+@pytest.mark.asyncio
+async def test_what_a_function_refers_to_is_named_where_it_starts_threads(bench: Any) -> None:
+    """An array of JAX among a script's globals: it is the loading of the function that starts what makes a fork unsafe."""
+
+    class Starts:
+        def __reduce__(self) -> tuple[Callable[[], dict[str, Any]], tuple[()]]:
+            return start_pool, ()
+
+    kept = Starts()
+
+    def use() -> str:
+        return type(kept).__name__
+
+    await bench.serving(bench.spec(use))
+    (ready,) = bench.events.readies
+    assert ready.notes == ("spawn instead of fork: 1 thread besides the main one after loading what function 'use' refers to",)
+    assert bench.value(await bench.run(use)) == "dict"
+
+
+@pytest.mark.asyncio
+async def test_such_a_call_is_cancelled_at_once_and_the_next_one_runs(bench: Any, tmp_path: Path) -> None:
+    """Its process is the slot, which is not waited for to fork another."""
+
+    def wait(path: str, pool: Any) -> None:
+        Path(path).touch()
+        pool.submit(time.sleep, 60).result()
+
+    instance = await bench.serving(bench.spec(wait, add, context=(start_pool, (), {}), mode="fork"))
+    call = bench.call(wait, str(tmp_path / "runs"))
+    slot = instance.slot_pids()[0]
+    instance.feed([call])
+    await bench.until((tmp_path / "runs").exists)
+    assert instance._ground.rows.child(0, 1) == slot
+    assert instance.kill_call(call.call, 1, CANCELLED, None)
+    assert (await bench.end(call)).outcome == CANCELLED
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+    assert instance.slot_pids()[0] != slot
