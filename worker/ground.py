@@ -16,20 +16,11 @@ from windlass import __version__, descriptors, loops
 from windlass.memory_files import memory_file
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.ownership import make_ours
+from windlass.threads import THREAD_VARIABLES
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.environment import enter
 from windlass.worker.guardian import remove_tree
 from windlass.worker.slotlink import Rows, Setup, bounded
-
-#: What numerical libraries read, before they start threads.
-_THREAD_VARIABLES: Final = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "BLIS_NUM_THREADS",
-)
 
 #: The worker's cache of files, in its scratch folder.
 CACHE: Final = "cache"
@@ -130,7 +121,7 @@ class Ground:
             enter(inherited, self.python)
         return {
             **inherited,
-            **dict.fromkeys(_THREAD_VARIABLES, threads),
+            **dict.fromkeys(THREAD_VARIABLES, threads),
             "TMPDIR": self._temporary,
             **dict(self.spec.env),
         }

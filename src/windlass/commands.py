@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from windlass.errors import CommandFailed
+from windlass.threads import THREAD_VARIABLES
 
 if TYPE_CHECKING:
     import tarfile
@@ -45,8 +46,6 @@ _NOT_EXECUTABLE: Final = 126
 _PR_SET_CHILD_SUBREAPER: Final = 36
 #: How long what was killed may take to end, in seconds: it may hang in the kernel, or be another user's.
 _LEFT_SECONDS: Final = 2.0
-#: What numerical libraries read, before they start threads.
-_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +325,7 @@ def _be_parent_of_orphans() -> None:
 def _environment(more: Mapping[str, str | None], threads: int) -> dict[str, str]:
     env = dict(os.environ)
     if threads:
-        env.update(dict.fromkeys(_THREADS, str(threads)))
+        env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     env["WINDLASS_SANDBOX"] = os.getcwd()
     for name, value in more.items():
         if value is None:

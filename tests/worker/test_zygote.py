@@ -309,19 +309,19 @@ async def test_an_open_device_makes_slots_interpreters_of_their_own(bench: Any, 
 
 @pytest.mark.asyncio
 async def test_the_environment_has_thread_limits_and_the_librarys_variables(bench: Any) -> None:
-    """Before the interpreter starts; the library's own values win."""
+    """Before the interpreter starts; the library's own values win. What has threads of its own is limited as BLAS is."""
 
     def environment() -> list[str | None]:
         import os
         import tempfile
 
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "COLOUR")
+        names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "PJRT_NPROC", "MKL_NUM_THREADS", "COLOUR")
         return [*(os.environ.get(name) for name in names), tempfile.gettempdir(), os.getcwd()]
 
     spec = bench.spec(environment, threads=3, env=(("COLOUR", "blue"), ("MKL_NUM_THREADS", "5")))
     instance = await bench.serving(spec)
     folder = str(instance.folder)
-    assert bench.value(await bench.run(environment)) == ["3", "3", "5", "blue", f"{folder}/tmp", f"{folder}/work"]
+    assert bench.value(await bench.run(environment)) == ["3", "3", "3", "3", "5", "blue", f"{folder}/tmp", f"{folder}/work"]
 
 
 @pytest.mark.asyncio
