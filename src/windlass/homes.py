@@ -9,6 +9,8 @@ Every module has a *home*:
                module or package goes as a snapshot (`windlass.snapshots`), and its functions by name;
 ``BY_VALUE``   ``__main__``, notebooks, modules made by hand: nobody else can import it, cloudpickle carries its functions.
 
+A module without a file that is a part of a compiled one (pybind11 and nanobind make such) comes with that, wherever it is imported.
+
 A module that is not imported yet has the home that it would have: what is remembered of calls counts by it (`windlass.content`), and must
 not depend on what the program has called before.
 """
@@ -70,7 +72,7 @@ def _find_home(name: str, module: Any) -> Home:
             return INSTALLED
         paths = [path for path in getattr(module, "__path__", ()) if isinstance(path, str)]
         if not paths:
-            return BY_VALUE
+            return _home_in_compiled(name)
         if all(map(is_installed, paths)):
             return INSTALLED
         file = next(path for path in paths if not is_installed(path))
@@ -85,6 +87,14 @@ def _find_home(name: str, module: Any) -> Home:
         if real == place or real.startswith(place + os.sep):
             return LOCAL
     return BY_VALUE
+
+
+def _home_in_compiled(name: str) -> Home:
+    above = name.rpartition(".")[0]
+    module = sys.modules.get(above)
+    file = getattr(module, "__file__", None)
+    compiled = file.endswith(".so") if isinstance(file, str) else not hasattr(module, "__path__")  # or a part itself
+    return home_of(above) if module is not None and compiled else BY_VALUE
 
 
 def _has_python(folder: str) -> bool:

@@ -115,6 +115,14 @@ def test_modules_that_nobody_else_can_import_go_by_value(monkeypatch: pytest.Mon
         assert home_of(name) == BY_VALUE
 
 
+def test_a_part_of_a_compiled_module_is_where_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pybind11 and nanobind make such, without a file: ``jaxlib._jax.pytree``. Its classes are the compiled module's, and cannot travel."""
+    for name in ("msgspec._core.part", "msgspec._core.part.more", "msgspec.part", "msgspec.part.more"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert (home_of("msgspec._core.part"), home_of("msgspec._core.part.more")) == (INSTALLED, INSTALLED)
+    assert (home_of("msgspec.part"), home_of("msgspec.part.more")) == (BY_VALUE, BY_VALUE), "made by hand, as anybody may"
+
+
 def test_a_module_on_the_programs_path_is_local_imported_or_not(write: Write, top: str) -> None:
     write(f"{top}.py", "")
     assert home_of(top) == LOCAL
