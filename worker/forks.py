@@ -55,6 +55,12 @@ finally:
 
 from windlass.worker.slot_api import STATE  # noqa: E402 - it may import threading
 
+#: Of so many first calls of a slot it is looked what they import, and this many modules are worth a word.
+LOOKS: Final = 8
+MANY_MODULES: Final = 50
+#: So many packages of them are named, the larger ones.
+_NAMED: Final = 3
+
 #: Sent to whole jobs by batch systems; see `windlass.worker.zygote`.
 _SURVIVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -67,6 +73,19 @@ def fork() -> int:
         return os.fork()
     finally:
         _ours = _alone = False
+
+
+def imported_anew(known: int, function: str) -> str:
+    """What to tell where this process, a call's in mode ``fork``, has imported much since it had `known` modules; "": nothing."""
+    new = [*sys.modules][known:]
+    if len(new) < MANY_MODULES:
+        return ""
+    packages: dict[str, list[str]] = {}
+    for name in new:
+        packages.setdefault(name.partition(".")[0], []).append(name)
+    largest = sorted((names for names in packages.values() if 10 * len(names) >= len(new)), key=len, reverse=True)[:_NAMED]
+    wanted = [min(names, key=lambda name: name.count(".")) for names in largest or [new]]
+    return f"mode='fork': each call of {function!r} imports {len(new)} modules anew; imports=[{str(wanted)[1:-1]}, 'auto'] hoists them"
 
 
 def end_forked(error: BaseException | None) -> NoReturn:

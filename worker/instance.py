@@ -51,7 +51,7 @@ from windlass.worker import capture
 from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground
 from windlass.worker.slothandle import RunningCall, SlotHandle, Timers, during
-from windlass.worker.slotlink import Forked, FromZygote, NotForked, Prepared, SlotExited, Step, Unable, bounded
+from windlass.worker.slotlink import Forked, FromZygote, Noted, NotForked, Prepared, SlotExited, Step, Unable, bounded
 from windlass.worker.slotproc import ended_how, kill_tree
 from windlass.worker.slotset import SlotSet
 from windlass.worker.zygotehandle import ZygoteHandle
@@ -62,6 +62,8 @@ log = logging.getLogger("windlass.worker")
 #: it more, as many nodes read from a slow file system, has no import done by each slot again.
 IMPORT_LEAST: Final = 60.0
 IMPORT_SHARE: Final = 0.2
+#: Functions of which something is noted, at most.
+NOTES_MOST: Final = 8
 
 
 def import_limit_of(start_timeout: float) -> float:
@@ -149,8 +151,9 @@ class LibraryInstance:
         #: The Python of an environment of its own; "": the worker's.
         self.python = ""
         self._ending: asyncio.Task[None] | None = None
-        #: What was told when it served.
+        #: What was told when it served, with notes that came since; and of which functions such came.
         self._ready: LibraryReady | None = None
+        self._noted: set[str] = set()
 
     # ------------------------------------------------ what the worker asks
 
@@ -308,10 +311,14 @@ class LibraryInstance:
         self._tell_what_was_written("a slot", note.wrote)
         if self.state is State.STARTING:
             self._serve(LibraryReady(self.instance, slot.pid, note.imports, note.context_seconds, note.notes))
-        more = {f"a new slot for each call instead of a fork: {hazard}": None for hazard in note.hazards}
-        if self._ready is not None and not more.keys() <= set(self._ready.notes):
-            self._ready = msgspec.structs.replace(self._ready, notes=tuple(dict.fromkeys([*self._ready.notes, *more])))
-            self.events.noted(self._ready)
+        for hazard in note.hazards:
+            self._note(f"a new slot for each call instead of a fork: {hazard}")
+
+    def noted(self, note: Noted) -> None:
+        """A call has shown what its user should know: told once of each function, and of few."""
+        if note.function not in self._noted and len(self._noted) < NOTES_MOST:
+            self._noted.add(note.function)
+            self._note(note.text)
 
     def fail(self, kind: str, text: str, *, charge: bool = False) -> None:
         """End everything, then tell the worker."""
@@ -375,6 +382,11 @@ class LibraryInstance:
                 self.zygote.dismiss()
                 self.zygote = None
             self._serve(ready)
+
+    def _note(self, text: str) -> None:
+        if self._ready is not None and text not in self._ready.notes:
+            self._ready = msgspec.structs.replace(self._ready, notes=(*self._ready.notes, text))
+            self.events.noted(self._ready)
 
     def _tell_what_was_written(self, who: str, wrote: bytes) -> None:
         """Once each, in the pilot's log: what imports and context print is no call's, and who looks for a mistake there wants it."""

@@ -84,10 +84,11 @@ from windlass.worker.slotlink import (
     SENDING,
     SINCE,
     SPILLED,
+    Noted,
     Prepared,
     Rows,
     Setup,
-    Step,
+    SlotNote,
     Unable,
     bounded,
     read_setup,
@@ -114,7 +115,7 @@ class Link:
         self.first = row * places
         self.base = self.first * ROW_WORDS
 
-    def note(self, note: Step | Prepared | Unable) -> None:
+    def note(self, note: SlotNote) -> None:
         """Tell the worker something that is no answer to a call."""
         packet = msgspec.msgpack.encode(note)
         self.results.sendall(LENGTH.pack(len(packet) | NOTE) + packet)
@@ -180,6 +181,8 @@ class Slot:
         self.functions = SlotFunctions(setup, library)
         self.encoder = msgspec.msgpack.Encoder()
         self.frame = bytearray(64 << 10)
+        #: Modules that there are before a call, in mode ``fork``.
+        self.known = 0
         #: What a call with large arguments or results leaves, until its end is told: to give back 100 MB takes the kernel 10 ms.
         self.spent: tuple[object, ...] | None = None
         self.words = link.rows.words
@@ -201,6 +204,7 @@ class Slot:
         most = self.setup.spec.max_calls
         if forked:
             self.rehearse()
+            self.known = len(sys.modules)
         elif self.setup.spec.mode == "fork":
             most, words[base + CHILD] = 1, self.pid
         count = 0
@@ -458,11 +462,20 @@ class Slot:
             forks.reseed()
             end = self.answer(run, started_at, since)
             self.words[self.base + SENDING] = count
+            if count <= forks.LOOKS and len(sys.modules) >= self.known + forks.MANY_MODULES:
+                self.tell_imports(run)
             self.send(end)
             self.words[self.base + FINISHED] = count
             status = 0
         finally:
             os._exit(status)
+
+    def tell_imports(self, run: CallRun) -> None:
+        """In the child: say what it imported, as each one will that comes after it."""
+        name = self.functions.name(run.function)
+        if told := forks.imported_anew(self.known, name):
+            self.link.results.setblocking(True)  # a function may have set it otherwise
+            self.link.note(Noted(name, bounded(told)))
 
 
 # ---------------------------------------------------------------- a new process

@@ -18,7 +18,7 @@ import msgspec
 
 from windlass.memory_files import memory_file
 from windlass.messages import BAD_CALL, CallEnd, CallId, EndDetail, HeldCall
-from windlass.worker.slotlink import RESULT_BYTES, Prepared, Step, Unable, socket_pair
+from windlass.worker.slotlink import RESULT_BYTES, Noted, Prepared, Step, Unable, socket_pair
 from windlass.worker.slotproc import kill_group
 
 if TYPE_CHECKING:
@@ -115,6 +115,9 @@ class Owner(Protocol):
 
     def prepared(self, note: Prepared, slot: SlotHandle) -> None:
         """A slot serves."""
+
+    def noted(self, note: Noted) -> None:
+        """A call has shown what its user should know."""
 
     def fail(self, kind: str, text: str) -> None:
         """The library cannot run here."""

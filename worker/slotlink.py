@@ -169,7 +169,16 @@ class ForkSlot(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 FromZygote = Step | Prepared | Unable | Forked | NotForked | SlotExited
-SlotNote = Step | Prepared | Unable
+
+
+class Noted(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Slot → worker: what its user should know of the calls of a function."""
+
+    function: str
+    text: str
+
+
+SlotNote = Step | Prepared | Unable | Noted
 
 
 class Row(msgspec.Struct, frozen=True):

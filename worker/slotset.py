@@ -43,7 +43,7 @@ from windlass.worker import capture
 from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, Owner, RunningCall, SlotHandle, Timers, Watch, during, reaped, unreadable_end
-from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Row, SlotNote, Step, Unable
+from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Noted, Row, SlotNote, Step, Unable
 from windlass.worker.slotproc import all_gone, death, ended_how, has_others, kill, kill_tree, process_state, waits_for_others
 
 log = logging.getLogger("windlass.worker")
@@ -309,9 +309,10 @@ class SlotSet:
             self._owner.step(note, slot)
         elif isinstance(note, Unable):
             slot.unable = note
+        elif isinstance(note, Noted):
+            self._owner.noted(note)
         else:
-            slot.ready, slot.step = True, None
-            self._failed_starts = 0
+            slot.ready, slot.step, self._failed_starts = True, None, 0
             self._timers.cancel(slot.timer)
             self._owner.prepared(note, slot)
 

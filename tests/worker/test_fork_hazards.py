@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,3 +101,24 @@ async def test_such_a_call_is_cancelled_at_once_and_the_next_one_runs(bench: Any
     assert (await bench.end(call)).outcome == CANCELLED
     assert bench.value(await bench.run(add, 1, 2)) == 3
     assert instance.slot_pids()[0] != slot
+
+
+@pytest.mark.asyncio
+async def test_what_each_call_imports_anew_is_told_once(bench: Any, tmp_path: Path) -> None:
+    """PyTorch imports hundreds of modules at its first optimizer, pyarrow pandas at its first table: in mode "fork" that is each call's."""
+    (tmp_path / "light.py").write_text("")
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "__init__.py").write_text("import importlib\nfor i in range(60): importlib.import_module(f'large.part{i}')\n")
+    for i in range(60):
+        (tmp_path / "large" / f"part{i}.py").touch()
+
+    def use(module: str) -> int:
+        import importlib
+
+        return len(vars(importlib.import_module(module)))
+
+    await bench.serving(bench.spec(use, imports=(ImportSpec("importlib"),), paths=(str(tmp_path),), mode="fork"))
+    for module in ("light", "large", "large"):
+        assert bench.value(await bench.run(use, module)) > 0
+    ((note,),) = [noted.notes for noted in bench.events.noteds]
+    assert re.fullmatch(r"mode='fork': each call of 'use' imports 6\d modules anew; imports=\['large', 'auto'\] hoists them", note)
