@@ -580,8 +580,7 @@ class SlotSet:
             if slot.process is not None:
                 await reaped(slot.process)
         await all_gone(slot.pid for slot in slots if slot.pid and slot.process is None)
-        for pid in await all_gone(below, CHILDREN_SECONDS):
-            kill(pid, SIGKILL)  # a tracker that somebody keeps waiting
+        await all_gone(below, CHILDREN_SECONDS)  # trackers, too; one that something escaped keeps waiting goes with the worker
 
     def close(self, *, charge: bool) -> None:
         """Read the last answers; calls without one are charged if they have begun and `charge` says so, else given back."""
