@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Final, NoReturn, Protocol, Self, cast, runtime_checkable
 
 from windlass import bygone, unstarted
+from windlass.descriptors import occupy_standard
 from windlass.errors import UnknownName, UsageError, stays_here
 from windlass.factory.backend import (
     Backend,
@@ -153,6 +154,7 @@ class Factory(LeavesInThread):
         **options: object,
     ) -> None:
         refuse_on_import("a Factory")
+        occupy_standard()
         common: dict[str, object] = {
             "max_pilots": max_pilots,
             "min_pilots": min_pilots,

@@ -27,6 +27,7 @@ import msgspec
 
 import windlass
 from windlass import bygone
+from windlass.descriptors import occupy_standard
 from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
 from windlass.importing import refuse_on_import
@@ -104,6 +105,7 @@ class Manager(Door):
     ) -> None:
         refuse_unknown("option of Manager", unknown, Manager.__init__)
         refuse_on_import("a Manager")
+        occupy_standard()
         super().__init__()
         wanted = _read_port(port)
         reconnect_grace = read_seconds("reconnect_grace", reconnect_grace, "")

@@ -100,6 +100,21 @@ def opened(open_one: Callable[[], int]) -> int:
     return open_one()
 
 
+def occupy_standard() -> None:
+    """Have descriptors 0 to 2 in use, by /dev/null, where a program was started without them or has closed them, as daemons do.
+
+    A socket or file of ours that got such a number would have written into it whatever writes to standard output or error there, and uvloop
+    ends the whole process when it is to close one. What the program starts does not inherit them: to that they are closed, as before.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            lowest = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # of those that are free
+            if lowest != number:  # another thread was quicker
+                os.close(lowest)
+
+
 class Held:
     """A descriptor that is closed when nobody has this any more: a thread may read on after who waited for it has given up."""
 

@@ -22,6 +22,8 @@ from collections.abc import Coroutine, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from windlass.descriptors import occupy_standard
+
 T = TypeVar("T")
 
 #: Whether it was a loop here that changed how its thread is scheduled: what somebody else has chosen, with nice or chrt, stays.
@@ -31,6 +33,7 @@ _patient = False
 def run(main: Coroutine[Any, Any, T]) -> T:
     """As `asyncio.run`, on the best loop there is, in a thread that from now on takes no processor from one that computes."""
     _be_patient()
+    occupy_standard()
     try:
         import uvloop
     except ImportError:

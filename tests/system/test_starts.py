@@ -1,0 +1,44 @@
+"""How programs are started: with what is closed, replaced or packed there, calls run all the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_running(nothing_left_running_after_module: None) -> None:
+    """Looked at after the last test."""
+
+
+DETACHED = """
+import os
+import sys
+
+import windlass
+
+
+def which(number):
+    return os.readlink(f"/proc/self/fd/{number}")
+
+
+with windlass.Executor("local", cores=1) as pool:
+    said = [str(pool.submit(abs, -7).result()), *(which(number) for number in range(3))]
+with open(sys.argv[1], "w") as file:
+    file.write("\\n".join(said))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&- >&-", ">&- 2>&-", "2>&-"])
+def test_a_program_without_standard_streams_goes_on(closed: str, tmp_path: Path) -> None:
+    """As a daemon has it. None of its descriptors 0 to 2 is a socket or file of ours, which whatever prints would write into."""
+    script, told = tmp_path / "detached.py", tmp_path / "told"
+    script.write_text(DETACHED)
+    command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(script), str(told)]
+    with open(os.devnull, "r+") as null:
+        assert subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60).returncode == 0
+    assert told.read_text().split("\n") == ["7", *["/dev/null"] * 3]
