@@ -34,6 +34,11 @@ OWN: Final = "the user's own"
 def python_of(pool: PoolConfig) -> str:
     """The Python that the pool's jobs begin with: that of its environment or image, where it has one. Raises `UsageError`."""
     python = pool.python or ("python3" if pool.environment or pool.container else sys.executable)
+    if not python:
+        raise UsageError(
+            "sys.executable is empty, as in programs that embed Python, so it is not known what pilots are to run: give python=, "
+            "environment= or container="
+        )
     if python == sys.executable and getattr(sys, "frozen", False):
         raise UsageError(
             f"{sys.executable} is a frozen program, of which pilots cannot run the Python: give python=, environment= or container="

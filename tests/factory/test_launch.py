@@ -39,6 +39,14 @@ def test_a_frozen_program_is_not_started_as_its_own_pilot(make_pool: MakePool, m
     assert worker_command(make_pool(python="/opt/python"), Path("p.json"))[0] == "/opt/python"
 
 
+def test_a_program_that_embeds_python_says_what_pilots_run(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no python3 is on its PATH there is no name of one; the empty one "cannot be started: Permission denied"."""
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(UsageError, match="sys.executable is empty, as in programs that embed Python, .*: give python=, environment="):
+        worker_command(make_pool(), Path("p.json"))
+    assert worker_command(make_pool(python="/opt/python"), Path("p.json"))[0] == "/opt/python"
+
+
 def test_what_a_pool_does_not_say_is_not_said(make_pool: MakePool) -> None:
     command = worker_command(make_pool(resources=Resources()), Path("p.json"))
     assert command == (
