@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from windlass.errors import UnknownName, UsageError
-from windlass.factory.backend import backend_class, backend_options, known_backends
+from windlass.factory.backend import backend_class, backend_options, known_backends, left_out
 from windlass.factory.pool import COMMON_OPTIONS, NAME
 
 FILE: Final = "windlass.toml"
@@ -96,7 +96,7 @@ class Configuration:
         """
         pool = self.tables.get(f"pools.{word}", ())
         if not pool and word not in known_backends():
-            raise UnknownName("pool or batch backend", word, (*self.pools, *known_backends()))
+            raise UnknownName("pool or batch backend", word, (*self.pools, *known_backends()), left_out(word))
         said_by = backend_source(pool)
         backend = word if said_by is None else str(said_by.options["backend"])
         known = options_of(backend)

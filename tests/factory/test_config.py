@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +156,16 @@ def test_an_unknown_word_is_refused_with_pools_and_backends(write: Write) -> Non
     write(SHORT)
     with pytest.raises(UnknownName, match="there is no pool or batch backend 'shrt'; did you mean 'short'"):
         read_configuration().spec("shrt", {})
+
+
+def test_a_program_that_was_packed_without_a_backend_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that pack follow import statements, and backends are imported by name."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UnknownName, match="there is no pool or batch backend 'local'; .*this program was packed without it: .*--collect-all"
+    ):
+        read_configuration().spec("local", {})
 
 
 def test_a_pool_of_the_configuration_is_a_pool_like_any_other(write: Write) -> None:
