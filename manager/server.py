@@ -169,11 +169,19 @@ class Server:
 
     def start(self) -> None:
         """Return when it listens. Raises what kept it from that (`UsageError` for a port in use)."""
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            self._thread.join()
-            raise self._failure
+        try:
+            self._thread.start()
+            self._ready.wait()
+            if self._failure is not None:
+                self._thread.join()
+                raise self._failure
+        except RuntimeError as error:
+            if threading.main_thread().is_alive():
+                raise
+            raise Closed(
+                "the program's main thread has ended, and no manager can begin then: make it earlier, or let the script wait at its end "
+                "for the thread that makes it: thread.join()"
+            ) from error
 
     def stop(self, reason: str) -> None:
         """End every call, send the workers away, and return when the thread has ended."""

@@ -38,6 +38,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         import uvloop
     except ImportError:
         return asyncio.run(main)
+    except BaseException:
+        main.close()  # as a program's end forbids what is imported there, which is told; not that nobody has awaited this
+        raise
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 

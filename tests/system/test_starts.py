@@ -42,3 +42,26 @@ def test_a_program_without_standard_streams_goes_on(closed: str, tmp_path: Path)
     with open(os.devnull, "r+") as null:
         assert subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60).returncode == 0
     assert told.read_text().split("\n") == ["7", *["/dev/null"] * 3]
+
+
+AT_THE_END = """
+import threading
+
+import windlass
+
+
+def work():
+    threading.main_thread().join()
+    with windlass.Executor("local") as pool:
+        pool.submit(abs, -7).result()
+
+
+threading.Thread(target=work).start()
+"""
+
+
+def test_a_thread_that_begins_when_the_script_has_ended_is_told_to_be_waited_for() -> None:
+    """Python waits for such threads, and lets nothing new begin in them that it is to end; its own words are not for users."""
+    said = subprocess.run([sys.executable, "-W", "default", "-c", AT_THE_END], capture_output=True, text=True, timeout=60).stderr
+    assert "Closed: the program's main thread has ended, and no manager can begin then: " in said
+    assert "never awaited" not in said
