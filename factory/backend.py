@@ -24,7 +24,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -305,18 +304,11 @@ def known_backends() -> tuple[str, ...]:
     return tuple(name for name, place in BACKENDS.items() if importlib.util.find_spec(place.partition(":")[0]) is not None)
 
 
-def left_out(name: str) -> str:
-    """What to add to the word that there is no backend of this name: that the program was packed without it."""
-    if name not in BACKENDS or not getattr(sys, "frozen", False):
-        return ""
-    return "(this program was packed without it: have all of windlass packed, as by PyInstaller's --collect-all windlass)"
-
-
 def backend_class(name: str) -> type[Backend]:
     """The class of a backend. Raises `UnknownName`."""
     known = known_backends()
     if name not in known:
-        raise UnknownName("batch backend", name, known, left_out(name))
+        raise UnknownName("batch backend", name, known)
     module, _, attribute = BACKENDS[name].partition(":")
     return cast("type[Backend]", getattr(importlib.import_module(module), attribute))
 

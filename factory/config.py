@@ -27,6 +27,7 @@ the near names and the file that has it.
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from windlass.errors import UnknownName, UsageError
-from windlass.factory.backend import backend_class, backend_options, known_backends, left_out
+from windlass.factory.backend import BACKENDS, backend_class, backend_options, known_backends
 from windlass.factory.pool import COMMON_OPTIONS, NAME
 
 FILE: Final = "windlass.toml"
@@ -96,7 +97,7 @@ class Configuration:
         """
         pool = self.tables.get(f"pools.{word}", ())
         if not pool and word not in known_backends():
-            raise UnknownName("pool or batch backend", word, (*self.pools, *known_backends()), left_out(word))
+            raise UnknownName("pool or batch backend", word, (*self.pools, *known_backends()), _left_out(word))
         said_by = backend_source(pool)
         backend = word if said_by is None else str(said_by.options["backend"])
         known = options_of(backend)
@@ -107,6 +108,13 @@ class Configuration:
             _lay(options, origins, {key: value for key, value in source.options.items() if key in known}, str(source))
         _lay(options, origins, {key: value for key, value in given.items() if value is not None}, origin)
         return PoolSpec(word if pool else "", backend, options, origins)
+
+
+def _left_out(name: str) -> str:
+    """What to add to the word that there is no backend of this name: that the program was packed without it."""
+    if name not in BACKENDS or not getattr(sys, "frozen", False):
+        return ""
+    return "(this program was packed without it: have all of windlass packed, as by PyInstaller's --collect-all windlass)"
 
 
 def backend_source(sources: Iterable[Source]) -> Source | None:
