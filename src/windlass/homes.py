@@ -5,8 +5,8 @@ Theory of operation
 Every module has a *home*:
 
 ``INSTALLED``  the standard library, site-packages, Windlass itself: the worker has it, functions go by name;
-``LOCAL``      found on the program's path outside of those, such as helpers.py beside the script, or an editable install: its top-level
-               module or package goes as a snapshot (`windlass.snapshots`), and its functions by name;
+``LOCAL``      found on the program's path outside of those, such as helpers.py beside the script, in an editable install, or in a zip
+               archive: its top-level module or package goes as a snapshot (`windlass.snapshots`), and its functions by name;
 ``BY_VALUE``   ``__main__``, notebooks, modules made by hand: nobody else can import it, cloudpickle carries its functions.
 
 A module without a file that is a part of a compiled one (pybind11 and nanobind make such) comes with that, wherever it is imported.
@@ -59,7 +59,7 @@ def _find_home(name: str, module: Any) -> Home:
         places = [] if spec is None else places_of(spec)
         if spec is not None and not places:
             return INSTALLED  # built in or frozen
-        if not places or not any(map(os.path.exists, places)):
+        if not places or not any(map(_exists, places)):
             return BY_VALUE
         if all(map(is_installed, places)):
             return INSTALLED
@@ -80,7 +80,7 @@ def _find_home(name: str, module: Any) -> Home:
         return INSTALLED
     # It must be what an import of that name gives in another process, or in this one before it went elsewhere.
     spec = spec_of(top) if name != top and home_of(top) == LOCAL else find_spec(top)
-    if spec is None or not os.path.exists(file):
+    if spec is None or not _exists(file):
         return BY_VALUE
     real = os.path.realpath(file)
     for place in map(os.path.realpath, places_of(spec)):
@@ -95,6 +95,14 @@ def _home_in_compiled(name: str) -> Home:
     file = getattr(module, "__file__", None)
     compiled = file.endswith(".so") if isinstance(file, str) else not hasattr(module, "__path__")  # or a part itself
     return home_of(above) if module is not None and compiled else BY_VALUE
+
+
+def _exists(path: str) -> bool:
+    if os.path.exists(path):
+        return True
+    from windlass import zipped  # few programs have any
+
+    return zipped.exists(path)
 
 
 def _has_python(folder: str) -> bool:
@@ -122,7 +130,7 @@ def spec_of(top: str) -> ModuleSpec | None:
     from importlib.machinery import ModuleSpec
 
     spec = getattr(sys.modules.get(top), "__spec__", None)
-    if isinstance(spec, ModuleSpec) and spec.has_location and spec.origin and os.path.exists(spec.origin):
+    if isinstance(spec, ModuleSpec) and spec.has_location and spec.origin and _exists(spec.origin):
         return spec
     return find_spec(top)
 

@@ -217,17 +217,12 @@ def _files(top: str) -> dict[str, tuple[str, int, int]]:
     for place in [] if spec is None else places_of(spec):
         if is_installed(place):
             continue  # the other portion of a namespace package
-        found = _walk(place, top, set()) if os.path.isdir(place) else [(os.path.basename(place), place)]
-        for name, path in found:
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue  # a dangling link, or just removed
+        for name, path, changed, size in _found(place, top):
             if name in files or name in left_out:
                 continue
-            wanted = files if status.st_size <= MAX_FILE_BYTES else left_out
-            wanted[name] = (path, status.st_mtime_ns, status.st_size)
-            total += status.st_size if wanted is files else 0
+            wanted = files if size <= MAX_FILE_BYTES else left_out
+            wanted[name] = (path, changed, size)
+            total += size if wanted is files else 0
             if total > MAX_TOTAL_BYTES or len(files) > MAX_FILES:
                 raise _too_large(top, files)
     for name in [name for name in left_out if _is_shared_library(name)]:
@@ -236,6 +231,26 @@ def _files(top: str) -> dict[str, tuple[str, int, int]]:
             total += files[name][2]
     _tell_of(top, left_out)
     return files
+
+
+def _found(place: str, top: str) -> Iterator[tuple[str, str, int, int]]:
+    """(name in the archive, path, modification time in ns, bytes) of the files of a package's folder, or of a module."""
+    if not os.path.exists(place):
+        from windlass import zipped
+
+        yield from (file for file in zipped.files(place) if not any(map(_is_left, file[0].split("/"))))
+        return
+    for name, path in _walk(place, top, set()) if os.path.isdir(place) else [(os.path.basename(place), place)]:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # a dangling link, or just removed
+        yield name, path, status.st_mtime_ns, status.st_size
+
+
+def _is_left(name: str) -> bool:
+    """A file or folder that is no source."""
+    return name.startswith(".") or name.endswith(_SKIPPED_ENDS)
 
 
 def _is_shared_library(name: str) -> bool:
@@ -287,7 +302,7 @@ def _walk(folder: str, inside: str, above: set[str]) -> Iterator[tuple[str, str]
     except OSError:
         return
     for entry in entries:
-        if entry.name.startswith(".") or entry.name.endswith(_SKIPPED_ENDS):
+        if _is_left(entry.name):
             continue
         if entry.is_dir():
             if entry.name not in _SKIPPED_FOLDERS and not _is_skipped(entry.path):
@@ -316,13 +331,14 @@ def _zipped(files: dict[str, tuple[str, int, int]]) -> tuple[bytes, str]:
     import io
     import zipfile
 
+    from windlass.zipped import Reader
+
     out, digest = io.BytesIO(), hashlib.blake2b(digest_size=16)
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, Reader() as reader:
         for name in sorted(files):
             path = files[name][0]
             try:
-                with open(path, "rb") as file:
-                    data = file.read()
+                data = reader.read(path)
                 executable = os.access(path, os.X_OK)
             except OSError:
                 continue  # not ours to read, or just removed
@@ -344,20 +360,20 @@ def _imported(files: dict[str, tuple[str, int, int]]) -> list[str]:
     """The top-level modules that the Python files import by an absolute name, anywhere in them."""
     import ast
 
+    from windlass.zipped import Reader
+
     names: set[str] = set()
-    for name, (path, _, _) in files.items():
-        if not name.endswith(".py"):
-            continue
-        try:
-            with open(path, "rb") as file:
-                tree = ast.parse(file.read())
-        except (OSError, SyntaxError, ValueError, RecursionError):
-            continue  # its import will say so
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                names.update(alias.name.partition(".")[0] for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names.add(node.module.partition(".")[0])
+    with Reader() as reader:
+        for path in [file[0] for name, file in files.items() if name.endswith(".py")]:
+            try:
+                tree = ast.parse(reader.read(path))
+            except (OSError, SyntaxError, ValueError, RecursionError):
+                continue  # its import will say so
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import):
+                    names.update(alias.name.partition(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    names.add(node.module.partition(".")[0])
     return sorted(names)
 
 

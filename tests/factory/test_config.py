@@ -163,7 +163,7 @@ def test_a_program_that_was_packed_without_a_backend_is_told_so(monkeypatch: pyt
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        UnknownName, match="there is no pool or batch backend 'local'; .*this program was packed without it: .*--collect-all"
+        UnknownName, match=r"there is no pool or batch backend 'local'; .*this program was packed without it: .*--collect-all"
     ):
         read_configuration().spec("local", {})
 

@@ -42,7 +42,7 @@ def test_a_frozen_program_is_not_started_as_its_own_pilot(make_pool: MakePool, m
 def test_a_program_that_embeds_python_says_what_pilots_run(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no python3 is on its PATH there is no name of one; the empty one "cannot be started: Permission denied"."""
     monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(UsageError, match="sys.executable is empty, as in programs that embed Python, .*: give python=, environment="):
+    with pytest.raises(UsageError, match=r"sys.executable is empty, as in programs that embed Python, .*: give python=, environment="):
         worker_command(make_pool(), Path("p.json"))
     assert worker_command(make_pool(python="/opt/python"), Path("p.json"))[0] == "/opt/python"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
+import zipapp
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,25 @@ def test_a_thread_that_begins_when_the_script_has_ended_is_told_to_be_waited_for
     said = subprocess.run([sys.executable, "-W", "default", "-c", AT_THE_END], capture_output=True, text=True, timeout=60).stderr
     assert "Closed: the program's main thread has ended, and no manager can begin then: " in said
     assert "never awaited" not in said
+
+
+def test_a_program_that_is_one_zip_archive_brings_its_modules(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "shapes").mkdir(parents=True)
+    (source / "shapes" / "__init__.py").write_text("")
+    (source / "shapes" / "base.py").write_text("def double(x):\n    return 2 * x\n")
+    (source / "shapes" / "area.py").write_text("from .base import double\n\ndef area(x):\n    return double(x) * x\n")
+    main = """
+        import windlass
+        from shapes import area
+
+        def twice(x):
+            return 2 * area.area(x)
+
+        with windlass.Executor("local", cores=1) as pool:
+            print(pool.submit(twice, 3).result(), pool.submit(area.area, 3).result())
+    """
+    (source / "__main__.py").write_text(textwrap.dedent(main))
+    zipapp.create_archive(source, tmp_path / "program.pyz")
+    said = subprocess.run([sys.executable, "program.pyz"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert said.stdout == "36 18\n", said.stderr
