@@ -114,7 +114,10 @@ def _left_out(name: str) -> str:
     """What to add to the word that there is no backend of this name: that the program was packed without it."""
     if name not in BACKENDS or not getattr(sys, "frozen", False):
         return ""
-    return "(this program was packed without it: have all of windlass packed, as by PyInstaller's --collect-all windlass)"
+    return (
+        "(this is a frozen program, as PyInstaller makes them, which lacks modules of Windlass, and the source as which functions and modules"
+        " travel: start it by a Python, or pack it with zipapp, shiv or PEX: windlass explain environments)"
+    )
 
 
 def backend_source(sources: Iterable[Source]) -> Source | None:

@@ -158,13 +158,11 @@ def test_an_unknown_word_is_refused_with_pools_and_backends(write: Write) -> Non
         read_configuration().spec("shrt", {})
 
 
-def test_a_program_that_was_packed_without_a_backend_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_program_without_a_backend_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that pack follow import statements, and backends are imported by name."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UnknownName, match=r"there is no pool or batch backend 'local'; .*this program was packed without it: .*--collect-all"
-    ):
+    with pytest.raises(UnknownName, match=r"there is no pool or batch backend 'local'; .*this is a frozen program, .* pack it with zipapp"):
         read_configuration().spec("local", {})
 
 
