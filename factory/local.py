@@ -107,7 +107,9 @@ class LocalBackend:
             except OSError as error:
                 if jobs:
                     break  # those that started count; the rest is asked for again
-                text = f"cannot start {request.command[0]}: {error.strerror or error}"
+                # A program's own name is not said twice; that of a folder for its log, which somebody has removed, is what to look at.
+                what = f" ({error.filename})" if error.filename not in (None, request.command[0]) else ""
+                text = f"cannot start {request.command[0]}: {error.strerror or error}{what}"
                 raise (OverLimit if error.errno in PASSING else Rejected)(text) from None
             self._number += 1
             self._places.submitted([job])

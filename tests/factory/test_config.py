@@ -161,7 +161,11 @@ def test_an_unknown_word_is_refused_with_pools_and_backends(write: Write) -> Non
 def test_a_frozen_program_without_a_backend_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that pack follow import statements, and backends are imported by name."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    def lacks(name: str) -> None:
+        return None
+
+    monkeypatch.setattr(importlib.util, "find_spec", lacks)
     with pytest.raises(UnknownName, match=r"there is no pool or batch backend 'local'; .*this is a frozen program, .* pack it with zipapp"):
         read_configuration().spec("local", {})
 

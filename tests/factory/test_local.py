@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -134,6 +135,13 @@ def test_a_walltime_ends_a_pilot(local: Local, make_request: MakeRequest) -> Non
     local.submit(make_request("import time; time.sleep(60)", walltime=0.05))
     [state] = local.ended()
     assert (state.cause, state.reason) == (Cause.WALLTIME, "its walltime is over")
+
+
+def test_a_folder_for_logs_that_is_gone_is_not_said_of_the_program(local: Local, make_request: MakeRequest) -> None:
+    """As when a state folder is removed under a program that runs: its Python is there."""
+    shutil.rmtree(local.folder)
+    with pytest.raises(Rejected, match=r"cannot start .*python.*: No such file or directory \(.*\.log\)"):
+        local.submit(make_request(""))
 
 
 def test_a_program_that_is_not_there_is_refused(local: Local, make_request: MakeRequest) -> None:
