@@ -115,8 +115,8 @@ def _left_out(name: str) -> str:
     if name not in BACKENDS or not getattr(sys, "frozen", False):
         return ""
     return (
-        "(this is a frozen program, as PyInstaller makes them, which lacks modules of Windlass, and the source as which functions and modules"
-        " travel: start it by a Python, or pack it with zipapp, shiv or PEX: windlass explain environments)"
+        "(this is a frozen program, as PyInstaller makes them: modules of Windlass are missing in it, and the source as which functions and"
+        " modules travel; start it by a Python, or pack it with zipapp, shiv or PEX: windlass explain environments)"
     )
 
 
