@@ -33,6 +33,8 @@ from windlass.messages import CallId, InstanceId
 #: Below this share of the limit nothing but resident sizes is read; from `NEAR_SHARE` on a slot is ended.
 LOOK_SHARE: Final = 0.7
 NEAR_SHARE: Final = 0.95
+#: What files in memory have of the limit is told from this share on.
+FILES_SHARE: Final = 0.1
 #: Seconds between looks, far from and near the limit.
 FAR_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 0.25
@@ -198,6 +200,16 @@ def droppable(stat: Mapping[str, int]) -> int:
     return max(0, of("inactive_file", "active_file") - dirty) + stat.get("slab_reclaimable", 0)
 
 
+def files_in_memory(groups: Iterable[Cgroup]) -> int:
+    """Bytes of files in memory (/dev/shm, a tmpfs) that count there, mapped or not, in the cgroup with a limit that has most of them.
+
+    Those of large arguments and results are among them, and what calls have left; also when they have gone into another's folder since.
+    """
+    limited = (group for group in groups if parse_limit(read_text(group.limit_file)))
+    tables = (parse_table(read_text(group.stat_file)) for group in limited)
+    return max((table.get("total_shmem", table.get("shmem", 0)) for table in tables), default=0)
+
+
 def oom_kills(groups: Sequence[Cgroup]) -> int:
     """How often the kernel has ended a process of the innermost of these cgroups for memory."""
     return sum(parse_table(read_text(group.kills_file)).get("oom_kill", 0) for group in groups[:1])
@@ -245,26 +257,32 @@ def choose(usages: Sequence[Usage], used: int, limit: int, *, fullness: float = 
     return worst if worst.used > worst.share else max(busy, key=lambda usage: usage.used)
 
 
-def out_of_memory_text(usage: Usage, limit: int, *, shared: bool = False) -> str:
-    """What the user reads when a call was ended; ``shared``: its slot ran many at once, which all ended."""
+def _show(size: int) -> str:
+    return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
 
-    def show(size: int) -> str:
-        return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
 
+def of_files(files: int, limit: int) -> str:
+    """What to say of the files in memory among what has filled the limit; "": they are few."""
+    return f", of which files in memory (/dev/shm) have {_show(files)}" if files >= FILES_SHARE * limit else ""
+
+
+def out_of_memory_text(usage: Usage, limit: int, *, shared: bool = False, files: int = 0) -> str:
+    """What the user reads when a call was ended; ``shared``: its slot ran many at once, which all ended. ``files``: `files_in_memory`."""
+    reached = f"when the pilot's limit of {_show(limit)} was reached{of_files(files, limit)}"
     if usage.used <= usage.share:
         who = "the slot in which it ran, with others at the same time," if shared else "the call"
         return (
-            f"{who} used {show(usage.used)} of memory when the pilot's limit of {show(limit)} was reached, no more than its share of "
-            f"{show(usage.share)}, but the most of those that ran: imports, a shared context and idle slots have the rest; give the pilots "
+            f"{who} used {_show(usage.used)} of memory {reached}, no more than its share of "
+            f"{_show(usage.share)}, but the most of those that ran: imports, a shared context and idle slots have the rest; give the pilots "
             "more memory or fewer slots, or the library max_calls=..., which lets go what slots have kept"
         )
     if shared:
         return (
-            f"the slot in which it ran, with others at the same time, used {show(usage.used)} of memory when the pilot's limit of "
-            f"{show(limit)} was reached, and was the furthest over its share of {show(usage.share)}: all calls in it have ended; "
+            f"the slot in which it ran, with others at the same time, used {_show(usage.used)} of memory "
+            f"{reached}, and was the furthest over its share of {_show(usage.share)}: all calls in it have ended; "
             "give the library more memory (memory=...) or a lower concurrency="
         )
     return (
-        f"the call used {show(usage.used)} of memory when the pilot's limit of {show(limit)} was reached, and was the furthest over "
-        f"its share of {show(usage.share)}; give the calls more memory (memory=...) or the pilots fewer slots"
+        f"the call used {_show(usage.used)} of memory {reached}, and was the furthest over "
+        f"its share of {_show(usage.share)}; give the calls more memory (memory=...) or the pilots fewer slots"
     )

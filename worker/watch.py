@@ -96,11 +96,8 @@ class MemoryWatch:
         # Calls that one slot ran at once have died in one instant, and it is one kill.
         self._kills, self._explained = kills, end.ended_at
         share = memory.share_of(self.limit, 0, self._libraries.slots())
-        text = (
-            f"the kernel ended the call because the pilot's memory ran out; {detail.text}"
-            if detail.text
-            else "the kernel ended the call for memory"
-        )
+        files = memory.of_files(memory.files_in_memory(self._groups), self.limit)
+        text = f"the kernel ended the call because the pilot's memory ran out{files}" + (f"; {detail.text}" if detail.text else "")
         end.outcome = OUT_OF_MEMORY
         end.detail = EndDetail((), text, detail.signal, detail.exit_status, detail.peak_memory, share, self.limit)
         return end
@@ -127,7 +124,8 @@ class MemoryWatch:
         if entry is None:
             return
         peak = max(worst.used, self._peaks.get((call, worst.attempt), 0))
-        text = memory.out_of_memory_text(worst, self.limit, shared=entry.spec.concurrency > 1)
+        files = memory.files_in_memory(self._groups)
+        text = memory.out_of_memory_text(worst, self.limit, shared=entry.spec.concurrency > 1, files=files)
         detail = EndDetail(text=text, signal=9, peak_memory=peak, share=worst.share, limit=self.limit)
         if entry.library.kill_call(call, worst.attempt, OUT_OF_MEMORY, detail):
             log.warning("call %d: %s", call, text)

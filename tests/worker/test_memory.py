@@ -187,6 +187,13 @@ def test_the_text_says_how_much_and_what_to_do() -> None:
     )
 
 
+def test_the_text_names_what_files_in_memory_have() -> None:
+    """They count as the pilot's memory and are no process's, so that a call which has nothing may be the one that is ended."""
+    text = out_of_memory_text(usage(1, 1, 2), 4 * GIB, files=3 * GIB)
+    assert "limit of 4.00 GiB was reached, of which files in memory (/dev/shm) have 3.00 GiB, no more than its share" in text
+    assert out_of_memory_text(usage(1, 3, 0.5), 4 * GIB, files=GIB // 10) == out_of_memory_text(usage(1, 3, 0.5), 4 * GIB)
+
+
 @pytest.mark.parametrize(
     ("shared", "who"), [(False, "the call"), (True, "the slot in which it ran, with others at the same time,")], ids=["alone", "shared"]
 )
@@ -252,6 +259,18 @@ def test_version_1_has_sums_over_the_groups_below() -> None:
     assert memory.droppable({}) == 0
 
 
+def test_files_in_memory_are_counted_in_the_cgroup_that_limits_them(tmp_path: Path) -> None:
+    """Version 1 has a sum over the groups below; a group without a limit holds nobody to it."""
+    group = cgroup(tmp_path, limit=1000, used=990, droppable=0, kills=0)
+    assert memory.files_in_memory([group]) == 0
+    (tmp_path / "memory.stat").write_text("shmem 300\n")
+    assert memory.files_in_memory([group]) == 300
+    (tmp_path / "memory.stat").write_text("shmem 0\ntotal_shmem 400\n")
+    assert memory.files_in_memory([group]) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.files_in_memory([group]) == 0
+
+
 def test_a_kill_is_counted_where_the_process_was_also_without_a_limit_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm limits job and step and has a group for each task; version 1 counts in that one alone."""
     inner = tmp_path / "slurm" / "job_7" / "step_0" / "task_0"
@@ -294,6 +313,13 @@ def test_a_death_by_the_kernels_own_choice_is_told_as_one_for_memory(tmp_path: P
     assert (end.detail.peak_memory, end.detail.share, end.detail.limit) == (77, GIB // 2, GIB)
     assert end.detail.text == "the kernel ended the call because the pilot's memory ran out; the slot was killed"
     assert watch.explain(died(3)).outcome == DIED
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=5)
+    (tmp_path / "memory.stat").write_text(f"shmem {GIB // 2}\n")
+    end = watch.explain(died(4))
+    assert end.detail is not None
+    assert end.detail.text == (
+        "the kernel ended the call because the pilot's memory ran out, of which files in memory (/dev/shm) have 512 MiB; the slot was killed"
+    )
 
 
 def test_reading_what_is_not_there_gives_nothing() -> None:
