@@ -241,7 +241,7 @@ class Worker:
 
         says = self._outbox.say, self._on_trouble
         self._supply = self._outbox.supply = supply = Supply(self.id, self._connection, self._hello, welcome, *says)
-        supply.set_up(self.scratch, self._limit, self._guardian)
+        supply.set_up(self.scratch, self._limit, self._guardian, self._groups)
         self._make_parts(supply)
         warning = node.own_scratch_warning(self.scratch)
         if warning:

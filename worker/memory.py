@@ -273,8 +273,8 @@ def out_of_memory_text(usage: Usage, limit: int, *, shared: bool = False, files:
         who = "the slot in which it ran, with others at the same time," if shared else "the call"
         return (
             f"{who} used {_show(usage.used)} of memory {reached}, no more than its share of "
-            f"{_show(usage.share)}, but the most of those that ran: imports, a shared context and idle slots have the rest; give the pilots "
-            "more memory or fewer slots, or the library max_calls=..., which lets go what slots have kept"
+            f"{_show(usage.share)}, but the most of those that ran: imports, a shared context and idle slots have the rest; give the "
+            "pilots more memory or fewer slots, or the library max_calls=..., which lets go what slots have kept"
         )
     if shared:
         return (

@@ -50,10 +50,12 @@ from windlass.messages import (
 )
 from windlass.object_store import ObjectStore
 from windlass.ownership import NotOurs, require_ours
-from windlass.store_folders import default_store_folder, default_store_limit, remove_dead_folders
+from windlass.store_folders import default_store_folder, default_store_limit, owner_of, remove_dead_folders
+from windlass.worker.burden import Burden
 from windlass.worker.file_locks import keep_from_cleaners
 from windlass.worker.ground import CACHE
 from windlass.worker.guardian import Guardian, remove_tree
+from windlass.worker.memory import Cgroup, files_in_memory, read_text
 from windlass.worker.shortcut import PLACES, Shortcut
 from windlass.worker.slotlink import kept_folder
 from windlass.worker.transfers import Transfers
@@ -73,6 +75,12 @@ log = logging.getLogger("windlass.files")
 #: Folders of so many bytes or files are read by who takes them in: a reader takes half a minute without an answer for a failure.
 LARGE_TREE_BYTES: Final = 256 << 20
 LARGE_TREE_FILES: Final = 5000
+
+
+def _cgroups_of(store: str) -> tuple[str, str]:
+    """What /proc says of the cgroups of the process whose store this is, if that is here, and this one's mounts."""
+    owner = owner_of(store)
+    return (read_text(f"/proc/{owner}/cgroup"), read_text("/proc/self/mountinfo")) if owner else ("", "")
 
 
 class Supply:
@@ -106,6 +114,8 @@ class Supply:
         #: Ends of calls whose results are being taken into the cache.
         self._keeping = 0
         self._files: Files | None = None
+        #: Where the store is in memory to which this worker is held.
+        self._burden: Burden | None = None
         self._backlog: Backlog
         self.store: ObjectStore
         #: To the scratch folder.
@@ -114,14 +124,17 @@ class Supply:
 
     # ------------------------------------------------------------ the worker's life
 
-    def set_up(self, scratch: str, memory_limit: int, guardian: Guardian) -> None:
-        """Make the store, and the cache's folder. Raises `OSError`."""
+    def set_up(self, scratch: str, memory_limit: int, guardian: Guardian, groups: Sequence[Cgroup] = ()) -> None:
+        """Make the store, and the cache's folder. ``groups``: the memory cgroups that this worker is in. Raises `OSError`."""
         # A batch system that ends a whole job by SIGKILL ends the guardian too; what that leaves goes with the next worker here.
         self._spawn(_sweep(os.path.dirname(scratch), *PLACES))
         folder = default_store_folder("worker", scratch, guardian.folder)
         limit = default_store_limit(folder)
         if str(folder).startswith("/dev/shm"):
             limit = min(limit, memory_limit // 4)  # these files count as the pilot's memory
+            if groups:
+                self._burden = Burden(groups, memory_limit, partial(files_in_memory, groups))
+                self._burden.use_manager(*_cgroups_of(self._welcome.store))
         self.store = ObjectStore(folder, limit)
         os.mkdir(os.path.join(scratch, CACHE), 0o700)
         keep_from_cleaners(scratch)  # to the end of this process
@@ -147,6 +160,8 @@ class Supply:
     def use_welcome(self, welcome: Welcome) -> None:
         """Which session this is, and whether the manager is on this host."""
         self._welcome = welcome
+        if self._burden is not None:
+            self._burden.use_manager(*_cgroups_of(welcome.store))
         if self._data is not None:
             self._data.use_welcome(welcome)
         if self._fetcher is not None:
@@ -214,7 +229,9 @@ class Supply:
 
     async def put(self, name: ObjectName, path: str, /) -> None:
         """See `windlass.worker.transfers.Data`."""
-        await self._data_client().put(name, path)
+        data, burden = self._data_client(), self._burden
+        by_name = burden is None or not data.shares_host or os.path.dirname(path) != os.fspath(self.store.folder)
+        await data.put(name, path, as_bytes=not by_name and burden.is_heavy(os.stat(path).st_size))
 
     def _data_client(self) -> DataClient:
         if self._data is None:

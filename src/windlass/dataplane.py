@@ -373,8 +373,8 @@ class DataClient:
             task.add_done_callback(lambda _: self._getting.pop(ref.name, None))
         await asyncio.shield(task)
 
-    async def put(self, name: ObjectName, path: str | os.PathLike[str], use: int = 0) -> None:
-        """Give the manager the object that is in this file. ``use``: see `PutObject`.
+    async def put(self, name: ObjectName, path: str | os.PathLike[str], use: int = 0, *, as_bytes: bool = False) -> None:
+        """Give the manager the object that is in this file. ``use``: see `PutObject`. ``as_bytes``: never by its path.
 
         Raises:
             ObjectGone: the manager does not take it; the text says why. `NotNow`: later it may.
@@ -383,7 +383,7 @@ class DataClient:
         """
         file = Held(open_object(path))
         size = os.fstat(file.descriptor).st_size
-        if self._folder:
+        if self._folder and not as_bytes:
             start = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path), use)))
             try:
                 await self._ask(name, size, 1, lambda: (start, None))

@@ -131,6 +131,13 @@ def named_folders(base: str) -> Iterator[tuple[str, bool, list[str]]]:
             yield path, is_link, fields[2:]
 
 
+def owner_of(path: str) -> int:
+    """The number of the process whose folder this is; 0: it is none that this process could see."""
+    fields = os.path.basename(path).split("-")
+    here = len(fields) == 8 and fields[0] == "windlass" and (fields[3], fields[4]) == _place()
+    return int(fields[5]) if here and fields[5].isdecimal() else 0
+
+
 def _is_mine(path: str, is_kind: Callable[[int], bool]) -> bool:
     """Something of this kind that belongs to this user: no link in a folder's place."""
     try:

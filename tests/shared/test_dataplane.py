@@ -369,6 +369,10 @@ def test_on_the_same_host_objects_are_linked_and_not_sent(authority: Authority, 
             await both.client.put(result.name, both.ours.path(result.name))
             assert both.ours.path(result.name).stat().st_ino == both.theirs.path(result.name).stat().st_ino
             assert (both.server.bytes_in, both.server.bytes_out) == (0, 0)
+            copied = both.ours.put_result(os.urandom(2_000_000))
+            await both.client.put(copied.name, both.ours.path(copied.name), as_bytes=True)
+            assert both.theirs.path(copied.name).read_bytes() == both.ours.path(copied.name).read_bytes()
+            assert both.ours.path(copied.name).stat().st_ino != both.theirs.path(copied.name).stat().st_ino
             both.client.use_welcome(Welcome("", 0, "m1", "0", store=str(both.theirs.folder), store_token="wrong"))
             assert not both.client.shares_host
 

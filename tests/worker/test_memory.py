@@ -318,7 +318,8 @@ def test_a_death_by_the_kernels_own_choice_is_told_as_one_for_memory(tmp_path: P
     end = watch.explain(died(4))
     assert end.detail is not None
     assert end.detail.text == (
-        "the kernel ended the call because the pilot's memory ran out, of which files in memory (/dev/shm) have 512 MiB; the slot was killed"
+        "the kernel ended the call because the pilot's memory ran out, of which files in memory (/dev/shm) have 512 MiB; "
+        "the slot was killed"
     )
 
 

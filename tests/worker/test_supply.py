@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from tests.worker.test_backlog import LIB, Queue, call
@@ -45,13 +45,19 @@ def read(path: Path) -> tuple[str, bytes]:
 
 
 class Wire:
-    """Data connections; what comes by them finds the disk full. By which paths objects went to the manager, and with what in them."""
+    """Data connections to a manager of this host; what comes by them finds the disk full. From which paths objects went to the manager,
+    with what in them, and which of them as bytes."""
+
+    shares_host = True
 
     def __init__(self) -> None:
         self.put_from: list[tuple[str, bytes]] = []
+        self.as_bytes: list[str] = []
 
-    async def put(self, name: ObjectName, path: str, /) -> None:
+    async def put(self, name: ObjectName, path: str, /, *, as_bytes: bool = False) -> None:
         self.put_from.append(read(Path(path)))
+        if as_bytes:
+            self.as_bytes.append(os.path.basename(path))
 
     async def get(self, ref: ObjectRef, /) -> None:
         error = StoreFull(f"no room for an object of {ref.size} bytes in /dev/shm/x")
@@ -175,6 +181,31 @@ async def test_results_of_a_session_before_do_not_crowd_out_what_is_in_use(tmp_p
         filling.path.write_bytes(bytes(300))
         filling.commit("data", 300)
     assert kept.cache.names() == ["b3-" + "1" * 32, "b3-" + "2" * 32]
+
+
+async def test_results_that_would_fill_the_pilots_memory_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each later call of a pilot ended for want of memory as the program kept what earlier ones had returned. A file on disk counts to
+    nobody's."""
+
+    class Heavy:
+        sizes: ClassVar[list[int]] = []
+
+        def is_heavy(self, size: int) -> bool:
+            self.sizes.append(size)
+            return True
+
+    kept, wire = Kept(tmp_path, monkeypatch), Wire()
+    monkeypatch.setattr(kept.supply, "_data", wire)
+    ref = kept.supply.store.put_result(bytes(700))
+    await kept.supply.put(ref.name, str(kept.supply.store.folder / ref.name))
+    assert wire.as_bytes == []
+    monkeypatch.setattr(kept.supply, "_burden", Heavy())
+    await kept.supply.put(ref.name, str(kept.supply.store.folder / ref.name))
+    assert wire.as_bytes == [ref.name]
+    assert Heavy.sizes == [700]
+    (tmp_path / "out").write_bytes(bytes(600))
+    await kept.supply.put(ref.name, str(tmp_path / "out"))
+    assert wire.as_bytes == [ref.name]
 
 
 @pytest.mark.parametrize("links", [True, False])
