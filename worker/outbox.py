@@ -21,6 +21,7 @@ from windlass.framing import batches
 from windlass.messages import (
     DIED,
     NO_FILE,
+    OUT_OF_MEMORY,
     RETURNED,
     CallEnd,
     CallsEnded,
@@ -94,6 +95,8 @@ class Outbox:
         if any(end.outcome != RETURNED for end in ends) and self._without_image():
             ends = [end for end in ends if end.outcome == RETURNED]
         for end in ends:
+            if end.outcome == OUT_OF_MEMORY and self.watch is not None:
+                self.watch.complete(end)
             if end.outcome == DIED:
                 self._died(end)
             elif end.outcome == NO_FILE and end.started_at and self.supply is not None:

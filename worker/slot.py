@@ -48,6 +48,7 @@ from windlass.messages import (
     BAD_CALL,
     DIED,
     NO_FILE,
+    OUT_OF_MEMORY,
     RAISED,
     RETURNED,
     CallEnd,
@@ -271,8 +272,7 @@ class Slot:
                     forks.end_forked(error)
                 users_part_only(error)
                 self.functions.explain(error)
-                payload, detail = pickling.pack_exception(error)
-                outcome = RAISED
+                outcome, payload, detail = self.raised(error)
             else:
                 if state.forked:
                     forks.end_forked(None)
@@ -344,6 +344,16 @@ class Slot:
         return write_results(self.store, parts, owner=self.pid)
 
     # ------------------------------------------------ what goes wrong
+
+    @staticmethod
+    def raised(error: BaseException) -> tuple[int, bytes, EndDetail]:
+        """The function has raised."""
+        if type(error).__name__ == "KilledForMemory":
+            from windlass.commands import KilledForMemory
+
+            if isinstance(error, KilledForMemory):
+                return OUT_OF_MEMORY, b"", EndDetail(text=bounded(str(error)), signal=signal.SIGKILL, peak_memory=error.peak_memory)
+        return RAISED, *pickling.pack_exception(error)
 
     def not_begun(self, run: CallRun, error: BaseException) -> tuple[int, bytes, EndDetail]:
         """The function or its arguments could not be had."""

@@ -95,12 +95,19 @@ class MemoryWatch:
             return end
         # Calls that one slot ran at once have died in one instant, and it is one kill.
         self._kills, self._explained = kills, end.ended_at
-        share = memory.share_of(self.limit, 0, self._libraries.slots())
         files = memory.of_files(memory.files_in_memory(self._groups), self.limit)
         text = f"the kernel ended the call because the pilot's memory ran out{files}" + (f"; {detail.text}" if detail.text else "")
         end.outcome = OUT_OF_MEMORY
-        end.detail = EndDetail((), text, detail.signal, detail.exit_status, detail.peak_memory, share, self.limit)
+        end.detail = EndDetail((), text, detail.signal, detail.exit_status, detail.peak_memory)
+        self.complete(end)
         return end
+
+    def complete(self, end: CallEnd) -> None:
+        """It has run out of memory, and who says so may not know of how much."""
+        detail = end.detail
+        if detail is not None and not detail.limit:
+            share = memory.share_of(self.limit, 0, self._libraries.slots())
+            end.detail = EndDetail((), detail.text, detail.signal, detail.exit_status, detail.peak_memory, share, self.limit)
 
     def _usages(self, sizes: Mapping[int, int]) -> list[memory.Usage]:
         usages: list[memory.Usage] = []

@@ -13,7 +13,8 @@ runs commands it is the parent of all below it whose own parent has ended, so th
 too slow, say.  Less than `OUTPUT_MOST` bytes of each stream come back whole; of more, beginning and end.
 
 A command that ends with another exit code than 0, or without having made its outputs, raises `CommandFailed` (so that ``retry_on`` knows
-it), unless it is run with ``check=False``: then whatever became of it is a result.
+it), unless it is run with ``check=False``: then whatever became of it is a result.  One that the kernel has killed as the pilot's memory
+ran out is out of memory, as any call is that has more than its share when that happens: the counts of its cgroup tell (`_kills`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from windlass.threads import THREAD_VARIABLES
 
 if TYPE_CHECKING:
     import tarfile
+
+    from windlass.worker.memory import Cgroup
 
 #: Its libraries' names begin with this.
 LIBRARY: Final = "windlass.commands"
@@ -85,15 +88,37 @@ class CommandResult:
     def check(self, command: str = "the command") -> None:
         """Raise `CommandFailed` if it was not successful."""
         if not self.successful:
-            tail = (self.stderr or self.stdout)[-TAIL_BYTES:].strip()
-            raise CommandFailed(
-                f"{command} {how_ended(self.exit_code, self.missing)}" + (f"; the end of what it wrote:\n{tail}" if tail else ""),
-                exit_code=self.exit_code,
-                signal=self.signal,
-                stdout=_short(self.stdout),
-                stderr=_short(self.stderr),
-                missing=self.missing,
-            )
+            raise failure_of(self, command)
+
+
+class KilledForMemory(Exception):
+    """A command that the kernel has ended as the pilot's memory ran out. In a slot only: its call ends as out of memory."""
+
+    def __init__(self, text: str, peak_memory: int) -> None:
+        super().__init__(text)
+        self.peak_memory = peak_memory
+
+
+def failure_of(result: CommandResult, command: str, kills: int = 0) -> CommandFailed | KilledForMemory:
+    """What to raise where it was not successful. ``kills``: processes of its pilot that the kernel has ended for memory while it ran."""
+    killed = kills > 0 and result.signal == signals.SIGKILL
+    how = how_ended(result.exit_code, result.missing)
+    if killed:
+        how += ": the kernel ended it because the pilot's memory ran out; give it more: memory=..., or memory='auto'"
+    elif kills > 0:
+        how += "; while it ran the kernel ended something in this pilot because its memory ran out"
+    tail = (result.stderr or result.stdout)[-TAIL_BYTES:].strip()
+    text = f"{command} {how}" + (f"; the end of what it wrote:\n{tail}" if tail else "")
+    if killed:
+        return KilledForMemory(text, result.peak_memory)
+    return CommandFailed(
+        text,
+        exit_code=result.exit_code,
+        signal=result.signal,
+        stdout=_short(result.stdout),
+        stderr=_short(result.stderr),
+        missing=result.missing,
+    )
 
 
 def library_of(gpus: int) -> str:
@@ -153,11 +178,12 @@ def run_command(
     get). ``threads``: how many numerical libraries are told to start. ``makes``: it is one of a mini task, whose result is this path.
     ``pack``: those of the outputs that become tar archives if they are folders.
 
-    Raises `CommandFailed` as said above.
+    Raises `CommandFailed` as said above, or `KilledForMemory`.
     """
     import time
 
     inputs = _linked_here() if pack else ()
+    kills = _kills()
     started = time.monotonic()
     status, cpu_seconds, peak_memory = _run(command, _environment(env or {}, threads), merge_output)
     seconds = time.monotonic() - started
@@ -169,8 +195,8 @@ def run_command(
         _pack(path, inputs)
     executable = tuple(path for path in outputs if path not in missing and os.path.isfile(path) and os.access(path, os.X_OK))
     result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed, executable)
-    if check:
-        result.check(f"the command {shown(command)}")
+    if check and not result.successful:
+        raise failure_of(result, f"the command {shown(command)}", _kills() - kills)
     return makes or result
 
 
@@ -308,6 +334,19 @@ def _followed(link: str, tree: str, around: tuple[str, ...], ours: Sequence[str]
 
 def _is_in(path: str, folder: str) -> bool:
     return f"{path}/".startswith(os.path.join(folder, ""))
+
+
+_groups: list[Cgroup] | None = None
+
+
+def _kills() -> int:
+    """How often the kernel has ended a process of this pilot for memory, where the batch system limits that; else 0."""
+    from windlass.worker import memory
+
+    global _groups
+    if _groups is None:
+        _groups = memory.own_cgroups()
+    return memory.oom_kills(_groups)
 
 
 _is_parent_of_orphans = False
