@@ -29,3 +29,12 @@ def test_a_folder_that_is_too_deep_is_refused(tmp_path: Path) -> None:
     """Slurm's own failure would be a job that is held, minutes later."""
     with pytest.raises(UsageError, match="whose paths would be too long; give one of at most 80 letters, or none"):
         SlurmCluster(tmp_path / ("x" * 80))
+
+
+def test_lines_take_the_place_of_what_is_configured_else(tmp_path: Path) -> None:
+    """Of a name that stood there twice each command of Slurm's complained on its stderr."""
+    lines = {"TaskPlugin": "task/affinity", "KillWait": "7", "PrologFlags": "Contain"}
+    conf = SlurmCluster(tmp_path, nodes=1, lines=lines).conf.read_text()
+    names = [line.partition("=")[0] for line in conf.splitlines() if not line.startswith("PartitionName")]
+    assert len(names) == len(set(names))
+    assert {"TaskPlugin=task/affinity", "KillWait=7", "PrologFlags=Contain"} <= set(conf.splitlines())

@@ -163,9 +163,10 @@ class SlurmCluster:
         controller, *ports = free_ports(1 + len(self.nodes))
         user = pwd.getpwuid(os.getuid()).pw_name
         share = max(1, memory // cpus)  # of a core: workers have what their jobs are granted
-        text = [
-            CONF.format(host=host, address="127.0.0.1", user=user, port=controller, listening=listening, folder=self.folder, share=share)
-        ]
+        ours = {"host": host, "address": "127.0.0.1", "listening": listening, "folder": self.folder}
+        given = CONF.format(**ours, user=user, port=controller, share=share)
+        # Of a name that stands there twice Slurm takes the last, and each of its commands says so.
+        text = [line for line in given.splitlines(keepends=True) if line.partition("=")[0] not in lines]
         text += [f"{name}={value}\n" for name, value in {**DEFAULTS, **lines}.items()]
         for node, port in zip(self.nodes, ports, strict=True):
             where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
