@@ -28,7 +28,7 @@ class Burden:
     """One pilot's: in these cgroups, with a limit of so many bytes. ``look`` says what files in memory have of it."""
 
     def __init__(self, groups: Sequence[memory.Cgroup], limit: int, look: Callable[[], int]) -> None:
-        self._limited = [group for group in groups if memory.parse_limit(memory.read_text(group.limit_file))]
+        self._limited = [group for group in groups if memory.limit_of(group)]
         self._limit, self._look = limit, look
         self._shared = False
         self._given, self._heavy = 0, False

@@ -56,12 +56,14 @@ class Usage(NamedTuple):
 
 
 class Cgroup(NamedTuple):
-    """A memory cgroup that the worker is in: files for its limit and its use, and the one that counts kills."""
+    """A memory cgroup that the worker is in: files for its limit and its use, and the one that counts kills; and of version 2 the one for
+    what it is slowed down at."""
 
     limit_file: str
     usage_file: str
     stat_file: str
     kills_file: str
+    high_file: str = ""
 
 
 # ---------------------------------------------------------------- limits
@@ -92,7 +94,7 @@ def parse_cgroups(membership: str, mounts: str) -> list[Cgroup]:
         for depth in range(len(parts), -1, -1):
             folder = "/".join([point, *parts[:depth]])
             if version == "v2":
-                files = ("memory.max", "memory.current", "memory.stat", "memory.events")
+                files = ("memory.max", "memory.current", "memory.stat", "memory.events", "memory.high")
             else:
                 files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "memory.oom_control")
             found.append(Cgroup(*(f"{folder}/{name}" for name in files)))
@@ -104,6 +106,13 @@ def parse_limit(text: str) -> int:
     word = text.strip()
     value = int(word) if word.isdigit() else 0
     return value if value < UNLIMITED else 0
+
+
+def limit_of(group: Cgroup) -> int:
+    """What the cgroup may have; 0: no limit. At its ``memory.high`` nobody is ended, but made to wait, so that calls would stand nearly
+    still between that and the limit; Slurm sets it to what a job is granted, and the limit to what the site allows beyond."""
+    files = (file for file in (group.limit_file, group.high_file) if file)
+    return smallest(parse_limit(read_text(file)) for file in files)
 
 
 def parse_table(text: str) -> dict[str, int]:
@@ -139,7 +148,7 @@ def own_cgroups() -> list[Cgroup]:
     The innermost belongs to them also without one, as Slurm's of a task: in version 1 the kernel counts a kill there and nowhere else.
     """
     groups = parse_cgroups(read_text("/proc/self/cgroup"), read_text("/proc/self/mountinfo"))
-    limited = [number for number, group in enumerate(groups) if parse_limit(read_text(group.limit_file))]
+    limited = [number for number, group in enumerate(groups) if limit_of(group)]
     return groups[: limited[-1] + 1] if limited else []
 
 
@@ -151,7 +160,7 @@ def smallest(limits: Iterable[int]) -> int:
 def read_limit(asked: int, groups: Sequence[Cgroup]) -> int:
     """The worker's limit: the least of `asked` (0: not), the cgroups' and the node's memory."""
     physical = parse_table(read_text("/proc/meminfo")).get("MemTotal", 0)
-    return smallest([asked, physical, *(parse_limit(read_text(group.limit_file)) for group in groups)])
+    return smallest([asked, physical, *map(limit_of, groups)])
 
 
 def granted(environ: Mapping[str, str]) -> int:
@@ -179,7 +188,7 @@ def cgroup_excess(groups: Sequence[Cgroup]) -> float:
     """How full the fullest of these cgroups is (1.0: at its limit), not counting file pages that the kernel can drop."""
     fullest = 0.0
     for group in groups:
-        limit = parse_limit(read_text(group.limit_file))
+        limit = limit_of(group)
         if limit:
             used = parse_limit(read_text(group.usage_file)) - droppable(parse_table(read_text(group.stat_file)))
             fullest = max(fullest, used / limit)
@@ -205,7 +214,7 @@ def files_in_memory(groups: Iterable[Cgroup]) -> int:
 
     Those of large arguments and results are among them, and what calls have left; also when they have gone into another's folder since.
     """
-    limited = (group for group in groups if parse_limit(read_text(group.limit_file)))
+    limited = (group for group in groups if limit_of(group))
     tables = (parse_table(read_text(group.stat_file)) for group in limited)
     return max((table.get("total_shmem", table.get("shmem", 0)) for table in tables), default=0)
 

@@ -253,6 +253,20 @@ def test_file_pages_that_can_be_dropped_do_not_fill_a_cgroup(tmp_path: Path) -> 
     assert memory.cgroup_excess([group]) == pytest.approx(0.30), "what was read twice, but for what must be written first"
 
 
+def test_what_a_cgroup_is_slowed_down_at_is_its_limit(tmp_path: Path) -> None:
+    """Slurm sets that to what a job is granted, and the limit to what the site allows beyond (AllowedRAMSpace): calls stood nearly still
+    between the two, and nobody was told."""
+    group = cgroup(tmp_path, limit=1100, used=990, droppable=0, kills=0)._replace(high_file=str(tmp_path / "memory.high"))
+    assert memory.limit_of(group) == 1100
+    for high, limit in (("1000", 1000), ("max", 1100), ("2000", 1100)):
+        (tmp_path / "memory.high").write_text(f"{high}\n")
+        assert memory.limit_of(group) == limit
+        assert memory.read_limit(0, [group]) == limit
+        assert memory.cgroup_excess([group]) == pytest.approx(990 / limit)
+    assert parse_cgroups("0::/job_7\n", V2_MOUNTS)[0].high_file == "/sys/fs/cgroup/job_7/memory.high"
+    assert parse_cgroups("4:memory:/job_7\n", V1_MOUNTS)[0].high_file == ""
+
+
 def test_version_1_has_sums_over_the_groups_below() -> None:
     """What a group has for itself is among them."""
     assert memory.droppable(parse_table("active_file 1\ntotal_active_file 700\ntotal_inactive_file 20\ndirty 1\ntotal_dirty 40\n")) == 680
