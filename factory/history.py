@@ -429,13 +429,18 @@ class CommandBudget:
     def query_pace(self, now: float, interval: float) -> float:
         """Seconds between queries, ``interval`` or more: they leave room for as many other commands as lately, and some more.
 
-        Who asks for more queries than the limit has room for gets them for a while, as long as little else is sent.
+        Who asks for more queries than the limit has room for gets half of them so, and the others one by one: else they would take the ten
+        minutes' commands, and nothing could be submitted, nor a factory end, until these are over.
         """
         since = now - SUSTAINED_SECONDS
-        others = sum(at > since for at in self.times.all) - sum(at > since for at in self.times.queries)
+        queries = sum(at > since for at in self.times.queries)
+        others = sum(at > since for at in self.times.all) - queries
         most = self.limits.sustained - KEPT_COMMANDS - MORE_COMMANDS
         room = max(most - others, LEAST_QUERIES)
-        return max(interval, min(SUSTAINED_SECONDS / room, interval * most / room))
+        fitting, asked, quick = SUSTAINED_SECONDS / room, interval * most / room, room // 2
+        if asked < fitting and queries >= quick:
+            fitting = asked = SUSTAINED_SECONDS / (room - quick)
+        return max(interval, min(fitting, asked))
 
     def free_at(self, now: float, *, kept: bool = False, count: int = 1) -> float:
         """When the next ``count`` commands may be sent: ``now`` or later.

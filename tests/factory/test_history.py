@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from windlass.factory.backend import CommandLimits
@@ -300,7 +302,22 @@ def test_queries_make_room_for_the_other_commands(others: int, pace: float) -> N
     assert budget.query_pace(599.0, 30.0) == pace
     assert budget.query_pace(10_000.0, 30.0) == 30.0
     assert budget.query_pace(599.0, 60.0) == max(60.0, pace)
-    assert budget.query_pace(599.0, 3.0) == pytest.approx(pace / 10)
+
+
+@pytest.mark.parametrize("interval", [0.5, 2.0, 10.0, 29.0])
+def test_who_asks_for_more_queries_than_there_is_room_for_can_submit_all_the_same(interval: float) -> None:
+    """Queries took all thirty commands in a minute: for nine more nothing was submitted, and a program that ended waited for that."""
+    budget = CommandBudget(CommandLimits())
+    now, queries = 0.0, list[float]()
+    while now < 6000.0:
+        now = budget.free_at(now, kept=True)
+        budget.spend("query", now)
+        queries.append(now)
+        assert budget.free_at(now + 10.0) == now + 10.0
+        assert budget.free_at(now + 10.0, kept=True, count=5) == now + 10.0
+        now += budget.query_pace(now, interval)
+    assert queries[4] - queries[0] == pytest.approx(4 * interval)
+    assert max(later - before for before, later in itertools.pairwise(queries)) <= 60.0
 
 
 def test_pools_of_one_batch_system_pace_their_queries_together() -> None:
