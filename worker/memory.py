@@ -196,17 +196,17 @@ def cgroup_excess(groups: Sequence[Cgroup]) -> float:
 
 
 def droppable(stat: Mapping[str, int]) -> int:
-    """Bytes in a cgroup's ``memory.stat`` that the kernel takes back before it ends a process: clean pages of files, and caches of its own.
+    """Bytes in a cgroup's ``memory.stat`` that the kernel takes back before it ends a process: pages of files, and caches of its own.
 
-    A file that is read twice is "active", and files fill a cgroup up to its limit: these are no sign of want. Files in memory (tmpfs)
-    are not among either kind.
+    A file that is read twice is "active", and files fill a cgroup up to its limit: these are no sign of want. Nor are pages that must be
+    written first: who writes a large file fills a cgroup with them quicker than the disk takes them, and is made to wait. Where the kernel
+    ends somebody all the same, that is told as well as if this had. Files in memory (tmpfs) are not among either kind.
     """
 
     def of(*names: str) -> int:  # version 1 has the sums over the groups below under names of their own
         return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in names)
 
-    dirty = of("file_dirty", "file_writeback", "dirty", "writeback")
-    return max(0, of("inactive_file", "active_file") - dirty) + stat.get("slab_reclaimable", 0)
+    return of("inactive_file", "active_file") + stat.get("slab_reclaimable", 0)
 
 
 def files_in_memory(groups: Iterable[Cgroup]) -> int:

@@ -245,12 +245,12 @@ def cgroup(folder: Path, *, limit: int, used: int, droppable: int, kills: int) -
 
 
 def test_file_pages_that_can_be_dropped_do_not_fill_a_cgroup(tmp_path: Path) -> None:
-    """A call that reads a large file is not short of memory."""
+    """A call that reads a large file is not short of memory; nor is one that writes one, which ended for that with 8 MiB of its own."""
     group = cgroup(tmp_path, limit=1000, used=990, droppable=500, kills=0)
     assert memory.cgroup_excess([group]) == pytest.approx(0.49)
     assert memory.read_limit(0, [group]) == 1000
     (tmp_path / "memory.stat").write_text("inactive_file 20\nactive_file 700\nfile_dirty 30\nfile_writeback 10\nslab_reclaimable 10\n")
-    assert memory.cgroup_excess([group]) == pytest.approx(0.30), "what was read twice, but for what must be written first"
+    assert memory.cgroup_excess([group]) == pytest.approx(0.26), "what was read twice, and what must be written first"
 
 
 def test_what_a_cgroup_is_slowed_down_at_is_its_limit(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_what_a_cgroup_is_slowed_down_at_is_its_limit(tmp_path: Path) -> None:
 
 def test_version_1_has_sums_over_the_groups_below() -> None:
     """What a group has for itself is among them."""
-    assert memory.droppable(parse_table("active_file 1\ntotal_active_file 700\ntotal_inactive_file 20\ndirty 1\ntotal_dirty 40\n")) == 680
+    assert memory.droppable(parse_table("active_file 1\ntotal_active_file 700\ntotal_inactive_file 20\ndirty 1\ntotal_dirty 40\n")) == 720
     assert memory.droppable({}) == 0
 
 
