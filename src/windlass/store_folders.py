@@ -84,10 +84,16 @@ def default_spool_folder(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def default_store_limit(folder: str | os.PathLike[str]) -> int:
-    """Bytes that objects in `folder` may use: half of what is free there now, and a quarter of the free memory if it is memory."""
+    """Bytes that objects in `folder` may use: half of what is free there now, and if it is memory, a quarter of what is free of that and of
+    what this process may have: files there count as a job's memory, which the batch system may hold it to."""
     status = os.statvfs(folder)
     half = status.f_bavail * status.f_frsize // 2
-    return min(half, _memory_available() // 4) if os.fspath(folder).startswith("/dev/shm") else half
+    if not os.fspath(folder).startswith("/dev/shm"):
+        return half
+    from windlass.worker import memory
+
+    allowed = memory.smallest(map(memory.limit_of, memory.own_cgroups()))
+    return min(half, _memory_available() // 4, allowed // 4 if allowed else half)
 
 
 def remove_dead_folders(base: str) -> list[str]:

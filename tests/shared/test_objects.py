@@ -20,6 +20,7 @@ from windlass.errors import StoreFull, WindlassError
 from windlass.object_store import ObjectStore
 from windlass.objects import content_name, map_object, open_in, write_results
 from windlass.ownership import NotOurs, same_host
+from windlass.worker import memory
 
 NOBODY = 65534
 
@@ -600,3 +601,16 @@ def test_a_closed_store_leaves_nothing(tmp_path: Path) -> None:
 def test_the_default_limit_is_part_of_what_is_free(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     assert 0 < store_folders.default_store_limit(tmp_path) <= status.f_blocks * status.f_frsize
+
+
+def test_the_default_limit_in_memory_is_part_of_what_the_job_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program in a job of the batch system was ended for want of memory when results had come that it had not read yet: the limit went by
+    the memory of the node, so that none of them went to its disk."""
+    groups = [memory.Cgroup(str(tmp_path / name), "", "", "") for name in ("task", "job")]
+    (tmp_path / "task").write_text(f"{memory.UNLIMITED}\n")
+    (tmp_path / "job").write_text("4000\n")
+    monkeypatch.setattr(memory, "own_cgroups", lambda: groups)
+    assert store_folders.default_store_limit("/dev/shm") == 1000
+    assert store_folders.default_store_limit(tmp_path) > 1000
+    groups.clear()
+    assert store_folders.default_store_limit("/dev/shm") != 1000
