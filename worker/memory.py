@@ -33,6 +33,8 @@ from windlass.messages import CallId, InstanceId
 #: Below this share of the limit nothing but resident sizes is read; from `NEAR_SHARE` on a slot is ended.
 LOOK_SHARE: Final = 0.7
 NEAR_SHARE: Final = 0.95
+#: What the kernel holds for processes itself, at most: a part of what they hold.
+KERNELS_PART: Final = 16
 #: What files in memory have of the limit is told from this share on.
 FILES_SHARE: Final = 0.1
 #: Seconds between looks, far from and near the limit.
@@ -190,23 +192,31 @@ def cgroup_excess(groups: Sequence[Cgroup]) -> float:
     for group in groups:
         limit = limit_of(group)
         if limit:
-            used = parse_limit(read_text(group.usage_file)) - droppable(parse_table(read_text(group.stat_file)))
+            used = kept(parse_limit(read_text(group.usage_file)), parse_table(read_text(group.stat_file)))
             fullest = max(fullest, used / limit)
     return fullest
 
 
-def droppable(stat: Mapping[str, int]) -> int:
-    """Bytes in a cgroup's ``memory.stat`` that the kernel takes back before it ends a process: pages of files, and caches of its own.
+def kept(usage: int, stat: Mapping[str, int]) -> int:
+    """Bytes of a cgroup's ``usage`` that the kernel cannot take back before it ends a process, by its ``memory.stat``. What it can are
+    pages of files, and caches of its own.
 
     A file that is read twice is "active", and files fill a cgroup up to its limit: these are no sign of want. Nor are pages that must be
-    written first: who writes a large file fills a cgroup with them quicker than the disk takes them, and is made to wait. Where the kernel
-    ends somebody all the same, that is told as well as if this had. Files in memory (tmpfs) are not among either kind.
+    written first: who writes a large file fills a cgroup with them quicker than the disk takes them, and is made to wait. Nor is what is
+    kept of names of files for who looks at very many. Files in memory (tmpfs) are not among either kind. Where the kernel ends somebody all
+    the same, that is told as well as if this had.
+
+    The usage of version 1 has all that the kernel itself holds in it, and does not say what can be dropped of that: some for page tables
+    and stacks, which grow with processes' memory, and no more is counted as kept.
     """
 
-    def of(*names: str) -> int:  # version 1 has the sums over the groups below under names of their own
-        return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in names)
+    def of(*names: str) -> int:
+        return sum(stat.get(name, 0) for name in names)
 
-    return of("inactive_file", "active_file") + stat.get("slab_reclaimable", 0)
+    if "total_rss" in stat:  # the sums over the groups below
+        held = of("total_rss") + max(0, of("total_cache") - of("total_inactive_file", "total_active_file"))
+        return held + min(max(0, usage - of("total_rss", "total_cache")), held // KERNELS_PART)
+    return usage - of("inactive_file", "active_file", "slab_reclaimable")
 
 
 def files_in_memory(groups: Iterable[Cgroup]) -> int:
