@@ -11,10 +11,11 @@ the limit with that, others put a job on hold or only count on it, and what they
 than Python needs.
 
 What a slot uses is the proportional set size (PSS) of it and of all processes below it: pages that slots share with their
-zygote count once in sum. PSS costs milliseconds per large process (``smaps_rollup`` walks its page tables), so it is read only
-when the resident sizes (``statm``, microseconds), whose sum is never below the sum of PSS, come to `LOOK_SHARE` of the limit or
-more. At `NEAR_SHARE` one slot is ended: the one that is furthest over its share, the one most at fault, so that neighbours and
-the pilot survive. One at a time: the next look comes when its memory is free.
+zygote count once in sum, and those of mapped files do not count, as the kernel drops them at need. PSS costs milliseconds per
+large process (``smaps_rollup`` walks its page tables), so it is read only when the resident sizes (``statm``, microseconds),
+whose sum is never below the sum of PSS, come to `LOOK_SHARE` of the limit or more. At `NEAR_SHARE` one slot is ended: the one
+that is furthest over its share, the one most at fault, so that neighbours and the pilot survive. One at a time: the next look
+comes when its memory is free.
 
 The kernel may be quicker. Slots have a higher ``oom_score_adj`` than the worker, so it ends a slot; its cgroup's count of such
 kills (`oom_kills`) tells a death by SIGKILL that was for memory from others.
@@ -244,8 +245,15 @@ def resident(pid: int) -> int:
 
 
 def proportional(pid: int) -> int:
-    """Proportional set size of a process; its resident size where the kernel does not tell; 0 when it is gone."""
-    return parse_table(read_text(f"/proc/{pid}/smaps_rollup")).get("Pss", 0) or resident(pid)
+    """Proportional set size of a process, without files; its resident size where the kernel does not tell; 0 when it is gone."""
+    return without_files(parse_table(read_text(f"/proc/{pid}/smaps_rollup"))) or resident(pid)
+
+
+def without_files(rollup: Mapping[str, int]) -> int:
+    """What of a process's proportional set size the kernel cannot take back, by its ``smaps_rollup``: not the pages of files that it has
+    mapped, be they large (`numpy.memmap`, databases). Linux before 5.4 does not tell of which kind they are."""
+    anonymous = rollup.get("Pss_Anon")
+    return rollup.get("Pss", 0) if anonymous is None else anonymous + rollup.get("Pss_Shmem", 0)
 
 
 def measure(trees: Mapping[int, Sequence[int]], size: Callable[[int], int]) -> dict[int, int]:

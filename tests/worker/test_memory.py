@@ -222,6 +222,30 @@ def test_a_real_process_is_measured() -> None:
     assert memory.proportional(process.pid) == 0
 
 
+def test_files_that_a_call_has_mapped_are_not_its_memory() -> None:
+    """One that read a file by `numpy.memmap` which was larger than its pilot's memory ended for that."""
+    told = "Rss: 930000 kB\nPss: 925000 kB\nPss_Dirty: 5 kB\nPss_Anon: 20000 kB\nPss_File: 900000 kB\nPss_Shmem: 5000 kB\n"
+    assert memory.without_files(parse_table(told)) == 25_000 << 10
+    assert memory.without_files(parse_table("Rss: 930000 kB\nPss: 925000 kB\n")) == 925_000 << 10
+    assert memory.without_files({}) == 0
+
+
+def test_a_mapped_file_is_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(50 << 20))
+    mapped = "f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096])"
+    words = [sys.executable, "-S", "-c", f"import mmap, sys; {mapped}; print('there', flush=True); input()", str(tmp_path / "file")]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        if "Pss_Anon:" not in memory.read_text("/proc/self/smaps_rollup"):
+            pytest.skip("this kernel does not tell")
+        assert memory.resident(process.pid) >= 50 << 20
+        assert 0 < memory.proportional(process.pid) < 40 << 20
+    finally:
+        process.communicate(b"\n")
+
+
 class NoLibraries:
     """A worker's libraries as `MemoryWatch` asks for them: none, with two slots in all."""
 
