@@ -99,8 +99,8 @@ def parse_cgroups(membership: str, mounts: str) -> list[Cgroup]:
             if version == "v2":
                 files = ("memory.max", "memory.current", "memory.stat", "memory.events", "memory.high")
             else:
-                files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "memory.oom_control")
-            found.append(Cgroup(*(f"{folder}/{name}" for name in files)))
+                files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "memory.oom_control", "")
+            found.append(Cgroup(*(name and f"{folder}/{name}" for name in files)))
     return found
 
 

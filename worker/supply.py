@@ -230,8 +230,10 @@ class Supply:
     async def put(self, name: ObjectName, path: str, /) -> None:
         """See `windlass.worker.transfers.Data`."""
         data, burden = self._data_client(), self._burden
-        by_name = burden is None or not data.shares_host or os.path.dirname(path) != os.fspath(self.store.folder)
-        await data.put(name, path, as_bytes=not by_name and burden.is_heavy(os.stat(path).st_size))
+        if burden is not None and data.shares_host and os.path.dirname(path) == os.fspath(self.store.folder):
+            await data.put(name, path, as_bytes=burden.is_heavy(os.stat(path).st_size))
+        else:
+            await data.put(name, path)
 
     def _data_client(self) -> DataClient:
         if self._data is None:

@@ -14,7 +14,7 @@ too slow, say.  Less than `OUTPUT_MOST` bytes of each stream come back whole; of
 
 A command that ends with another exit code than 0, or without having made its outputs, raises `CommandFailed` (so that ``retry_on`` knows
 it), unless it is run with ``check=False``: then whatever became of it is a result.  One that the kernel has killed as the pilot's memory
-ran out is out of memory, as any call is that has more than its share when that happens: the counts of its cgroup tell (`_kills`).
+ran out is out of memory, as any call is that has more than its share when that happens: the counts of its cgroup tell (`kills_here`).
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def run_command(
     import time
 
     inputs = _linked_here() if pack else ()
-    kills = _kills()
+    kills = kills_here()
     started = time.monotonic()
     status, cpu_seconds, peak_memory = _run(command, _environment(env or {}, threads), merge_output)
     seconds = time.monotonic() - started
@@ -196,7 +196,7 @@ def run_command(
     executable = tuple(path for path in outputs if path not in missing and os.path.isfile(path) and os.access(path, os.X_OK))
     result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed, executable)
     if check and not result.successful:
-        raise failure_of(result, f"the command {shown(command)}", _kills() - kills)
+        raise failure_of(result, f"the command {shown(command)}", kills_here() - kills)
     return makes or result
 
 
@@ -339,7 +339,7 @@ def _is_in(path: str, folder: str) -> bool:
 _groups: list[Cgroup] | None = None
 
 
-def _kills() -> int:
+def kills_here() -> int:
     """How often the kernel has ended a process of this pilot for memory, where the batch system limits that; else 0."""
     from windlass.worker import memory
 

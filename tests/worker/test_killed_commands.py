@@ -55,13 +55,13 @@ def test_kills_are_counted_in_the_slots_own_cgroup(tmp_path: Path, monkeypatch: 
     groups = [Cgroup("", "", "", str(tmp_path / "events"))]
     monkeypatch.setattr(commands, "_groups", None)
     monkeypatch.setattr(memory, "own_cgroups", lambda: groups)
-    assert commands._kills() == 2
+    assert commands.kills_here() == 2
     (tmp_path / "events").write_text("oom 9\noom_kill 3\n")
     groups.clear()  # looked for once
     monkeypatch.setattr(memory, "own_cgroups", lambda: None)
-    assert commands._kills() == 0
+    assert commands.kills_here() == 0
     groups.append(Cgroup("", "", "", str(tmp_path / "events")))
-    assert commands._kills() == 3
+    assert commands.kills_here() == 3
 
 
 def test_the_worker_says_of_how_much_memory_it_is() -> None:
