@@ -531,6 +531,26 @@ def test_what_calls_start_by_mpirun_is_told_to_stay_on_its_node() -> None:
     assert "SLURM_NTASKS_PER_NODE" not in told
 
 
+@pytest.mark.parametrize("setup", [(), ("HYDRA_BOOTSTRAP=slurm", "I_MPI_HYDRA_BOOTSTRAP=ssh")])
+def test_what_newer_slurm_says_to_mpirun_is_nobodys_word(setup: tuple[str, ...]) -> None:
+    """It tells MPICH and Intel MPI to start theirs by srun, with an option that only it gives (recorded: 26.05); setup= says so in earnest."""
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources(), setup=setup)
+    script = SlurmBackend().describe(request, 1)
+    script = script[script.index("#!/bin/sh") :].replace("exec worker", "env; exit; ").replace("END OF SCRIPT", "")
+    env = {
+        "PATH": os.environ["PATH"],
+        "SLURM_JOB_ID": "59",
+        "SLURM_CPUS_ON_NODE": "2",
+        "HYDRA_BOOTSTRAP": "slurm",
+        "HYDRA_LAUNCHER_EXTRA_ARGS": "--external-launcher",
+        "I_MPI_HYDRA_BOOTSTRAP": "slurm",
+        "I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS": "--external-launcher",
+    }
+    ran = subprocess.run(["/bin/sh", "-c", script], env=env, capture_output=True, text=True, check=True)
+    told = dict(line.split("=", 1) for line in ran.stdout.splitlines() if "=" in line)
+    assert (told["HYDRA_BOOTSTRAP"], told["I_MPI_HYDRA_BOOTSTRAP"]) == (("slurm", "ssh") if setup else ("fork", "fork"))
+
+
 def test_workers_of_several_nodes_have_what_setup_and_env_say(tmp_path: Path) -> None:
     """A shell that reads a profile once more, on each node, undoes what setup= has done; and env= may mean what srun sets as well."""
     (tmp_path / ".profile").write_text("PATH=/nowhere\n")
