@@ -273,15 +273,28 @@ NEVER: Final[Mapping[str, str]] = {
 NEVER_IN_PARTITION: Final[Mapping[str, str]] = {
     "PartitionTimeLimit": "its walltime is longer than the partition allows",
     "PartitionNodeLimit": "it asks for more nodes, or fewer, than the partition allows",
-    "PartitionConfig": "the partition has no such nodes",
+    "PartitionConfig": "the partition has no such nodes, or is not for this account (scontrol show partition says for which)",
 }
 #: What a job waits for that an administrator ends, as after an upgrade: places in the queue are not to be given up for it.
 CLOSED: Final[Mapping[str, str]] = {
     "PartitionDown": "the partition is down; jobs start when it is up again",
     "PartitionInactive": "the partition is inactive; jobs start when it is up again",
 }
-#: Sentences that say who may use the partition; Slurm without accounts in a database takes such jobs and never starts them.
-_NOT_PERMITTED: Final = re.compile(r"(Job|User)'s (account|QOS|group)s? not (known, so it can't|permitted to) use this partition")
+#: Limits that one pilot may be over by itself, or that time alone does not mend; squeue has the same words for both, so they wait.
+_WAITS: Final = (
+    (
+        re.compile(r"(Assoc|QOS)Grp(?!.*RunMinutes)\w*Minutes(Limit)?"),
+        "the account's or QOS's time is used up, or less is left than this walltime takes; a shorter walltime, or another account, may start",
+    ),
+    (
+        re.compile(r"(Assoc|QOS)(Grp|Max)(?!Jobs|Submit)\w+"),
+        "so much at a time; it starts when enough has ended, and never if it asks for more than the limit by itself",
+    ),
+)
+#: Sentences that say who may use the partition; Slurm takes such jobs, unless a site has it refuse them, and never starts them.
+_NOT_PERMITTED: Final = re.compile(
+    r"((Job|User)'s (account|QOS|group)s? not (known, so it can't|permitted to)|uid \d+ not in group permitted to) use this partition"
+)
 #: A limit on what one job may ask for.
 _PER_JOB: Final = re.compile(r"(Assoc|QOS)(Max\w*PerJob(Limit)?|Max\w*PerNode(Limit)?|MaxWallDurationPerJobLimit|Min\w+)")
 
@@ -313,7 +326,8 @@ def listed_as(
         never = why_never(reason, several_partitions=several_partitions, held=held)
         if never:
             return Listed.HELD, Cause.UNKNOWN, never, None
-        return Listed.QUEUED, Cause.UNKNOWN, f"{reason}: {CLOSED[reason]}" if reason in CLOSED else reason, None
+        waits = CLOSED.get(reason) or next((meaning for limit, meaning in _WAITS if limit.fullmatch(reason)), "")
+        return Listed.QUEUED, Cause.UNKNOWN, f"{reason}: {waits}" if waits else reason, None
     if state == "FAILED":
         return _failed(reason, wait_status)
     if state == ELSEWHERE:

@@ -61,7 +61,13 @@ def test_the_recorded_answers_are_to_what_is_asked() -> None:
         ("6", Listed.HELD, Cause.UNKNOWN, None, "JobHeldUser: somebody holds it (scontrol release lets it go)"),
         ("8", Listed.HELD, Cause.UNKNOWN, None, "PartitionTimeLimit: its walltime is longer than the partition allows"),
         ("9", Listed.QUEUED, Cause.UNKNOWN, None, "PartitionDown: the partition is down; jobs start when it is up again"),
-        ("10", Listed.HELD, Cause.UNKNOWN, None, "PartitionConfig: the partition has no such nodes"),
+        (
+            "10",
+            Listed.HELD,
+            Cause.UNKNOWN,
+            None,
+            "PartitionConfig: the partition has no such nodes, or is not for this account (scontrol show partition says for which)",
+        ),
         ("11", Listed.QUEUED, Cause.UNKNOWN, None, "BeginTime"),
         ("12", Listed.ENDED, Cause.NODE, None, "NODE_FAIL: NodeDown"),
         ("13", Listed.ENDING, Cause.UNKNOWN, None, ""),
@@ -498,57 +504,6 @@ def test_workers_of_several_nodes_are_started_as_no_parallel_program() -> None:
         "SLURM_CPUS_ON_NODE": "8",
         "SLURM_JOB_CPUS_PER_NODE": "8",
     }
-
-
-def test_what_calls_start_by_mpirun_is_told_to_stay_on_its_node() -> None:
-    """A batch job of one task is no place for four ranks, Open MPI says; jobs that a call submits are to find their own nodes all the same.
-    What the node, setup= or env= say of it holds."""
-    request = PilotRequest(
-        ticket="t",
-        pool=PoolName("p"),
-        command=("worker",),
-        resources=Resources(),
-        env=(("I_MPI_PIN", "on"),),
-        setup=("HYDRA_BOOTSTRAP=slurm",),
-    )
-    script = SlurmBackend().describe(request, 1)
-    script = script[script.index("#!/bin/sh") :].replace("exec worker", "env; exit; ").replace("END OF SCRIPT", "")
-    env = {
-        "PATH": os.environ["PATH"],
-        "SLURM_JOB_ID": "17",
-        "SLURM_EXPORT_ENV": "NONE",
-        "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_CPUS_ON_NODE": "6",
-        "PRTE_MCA_hwloc_default_binding_policy": "core",
-    }
-    ran = subprocess.run(["/bin/sh", "-c", script], env=env, capture_output=True, text=True, check=True)
-    told = {line.partition("=")[0]: line.partition("=")[2] for line in ran.stdout.splitlines()}
-    assert (told["SLURM_TASKS_PER_NODE"], told["HYDRA_RMK"], told["I_MPI_HYDRA_BOOTSTRAP"]) == ("6", "user", "fork")
-    assert (told["I_MPI_PIN"], told["HYDRA_BOOTSTRAP"]) == ("on", "slurm")
-    assert (told["OMPI_MCA_hwloc_base_binding_policy"], told["PRTE_MCA_hwloc_default_binding_policy"]) == ("none", "core")
-    assert not [name for name in told if name.endswith(("_plm", "_ras"))]
-    assert "SLURM_EXPORT_ENV" not in told
-    assert "SLURM_NTASKS_PER_NODE" not in told
-
-
-@pytest.mark.parametrize("setup", [(), ("HYDRA_BOOTSTRAP=slurm", "I_MPI_HYDRA_BOOTSTRAP=ssh")])
-def test_what_newer_slurm_says_to_mpirun_is_nobodys_word(setup: tuple[str, ...]) -> None:
-    """It tells MPICH and Intel MPI to start theirs by srun, with an option that only it gives (recorded: 26.05); setup= says so in earnest."""
-    request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources(), setup=setup)
-    script = SlurmBackend().describe(request, 1)
-    script = script[script.index("#!/bin/sh") :].replace("exec worker", "env; exit; ").replace("END OF SCRIPT", "")
-    env = {
-        "PATH": os.environ["PATH"],
-        "SLURM_JOB_ID": "59",
-        "SLURM_CPUS_ON_NODE": "2",
-        "HYDRA_BOOTSTRAP": "slurm",
-        "HYDRA_LAUNCHER_EXTRA_ARGS": "--external-launcher",
-        "I_MPI_HYDRA_BOOTSTRAP": "slurm",
-        "I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS": "--external-launcher",
-    }
-    ran = subprocess.run(["/bin/sh", "-c", script], env=env, capture_output=True, text=True, check=True)
-    told = dict(line.split("=", 1) for line in ran.stdout.splitlines() if "=" in line)
-    assert (told["HYDRA_BOOTSTRAP"], told["I_MPI_HYDRA_BOOTSTRAP"]) == (("slurm", "ssh") if setup else ("fork", "fork"))
 
 
 def test_workers_of_several_nodes_have_what_setup_and_env_say(tmp_path: Path) -> None:
