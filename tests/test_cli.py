@@ -305,6 +305,17 @@ def test_a_manager_without_pools_is_shown_with_what_to_do() -> None:
     assert "no pools: `windlass factory run BACKEND` in another terminal" in text_of({"workers": [], "pools": []})
 
 
+def test_why_pilots_wait_stands_below_their_pool() -> None:
+    """Who sees nothing but a number of queued ones, for hours, does not know what to ask next."""
+    waiting = [
+        {"pool": "short", "phase": "queued", "reason": reason} for reason in ("Priority", "AssocGrpCpuLimit", "AssocGrpCpuLimit", "")
+    ]
+    other = {"pool": "long", "phase": "running", "reason": "None"}
+    text = text_of({"pools": [{"name": "short", "backend": "slurm"}, {"name": "long", "backend": "slurm"}], "pilots": [*waiting, other]})
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line for line in lines if ": " in line] == ["short: 2 queued: AssocGrpCpuLimit", "short: 1 queued: Priority"]
+
+
 def test_a_status_has_nothing_that_a_terminal_would_obey() -> None:
     """Why a library failed, or a pool is paused, are the words of anybody's program."""
     said = "before\x1b]0;title\x07\x1b[2J\tafter"
@@ -312,7 +323,8 @@ def test_a_status_has_nothing_that_a_terminal_would_obey() -> None:
     library = {"name": said, "waiting": 1, "failed": said, "notes": [said], "imports": imports}
     worker = {"id": "w", "host": said, "draining": said, "libraries": [{"name": said, "phase": "ready", "slots": 1}]}
     pool = {"name": "p", "backend": "local", "paused": said, "failure": said + said}
-    text = text_of({"manager": {"id": "m"}, "calls": {}, "libraries": [library], "workers": [worker], "pools": [pool]}, width=2000)
+    rows = {"libraries": [library], "workers": [worker], "pools": [pool], "pilots": [{"pool": "p", "phase": "held", "reason": said}]}
+    text = text_of({"manager": {"id": "m"}, "calls": {}, **rows}, width=2000)
     assert text.count("before") > 5
     assert "\x1b" not in text
     assert "\x07" not in text

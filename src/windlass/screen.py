@@ -13,7 +13,7 @@ A table keeps its columns within its width by cutting elastic ones short, then b
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -22,7 +22,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from windlass.status import show_bytes, show_hosted, show_left, show_plain, show_span, show_used
-from windlass.sums import count_workers, pilots_failed
+from windlass.sums import count_workers, pilots_failed, queue_reasons
 from windlass.tables import clean
 
 Row = Mapping[str, Any]
@@ -319,7 +319,7 @@ def _pools(view: View, width: int) -> Section:
     if not rows:
         hint = "no pools: `windlass factory run BACKEND` in another terminal serves the manager with pilots"
         return Section([_styled(line, "yellow") for line in _folded(hint, width, 2)], least=1)
-    pilots, failed = _rows(view.status.get("pilots")), pilots_failed(view.status)
+    failed = pilots_failed(view.status)
     columns = (
         _words("pool", "name", elastic=True),
         _words("backend", "backend", 4),
@@ -337,19 +337,8 @@ def _pools(view: View, width: int) -> Section:
         if paused:
             lines += [_styled("  " + one, "red") for one in _folded(f"paused: {paused}", width - 2, 3)]
             lines.append(Text(f"  when that is mended: windlass factory resume {_line_of(str(row.get('name')))}", style="dim"))
-        for text in _queue_reasons(row, pilots):
-            lines.append(_styled("  " + text, "dim"))
+        lines += [_styled("  " + _line_of(text), "dim") for text in queue_reasons(view.status, row.get("name"))]
     return Section(lines, least=min(len(lines), 8), more="windlass pilots")
-
-
-def _queue_reasons(pool: Row, pilots: Sequence[Row]) -> list[str]:
-    """Why pilots of a pool wait, in the batch system's words, the most frequent first."""
-    waiting = Counter(
-        (str(one.get("phase")), str(one.get("reason")))
-        for one in pilots
-        if one.get("pool") == pool.get("name") and one.get("phase") in ("queued", "held") and one.get("reason")
-    )
-    return [f"{number} {_line_of(phase)}: {_line_of(reason)}" for (phase, reason), number in waiting.most_common(2)]
 
 
 def _libraries(view: View, width: int) -> Section:

@@ -20,7 +20,7 @@ from rich.text import Text
 from windlass.errors import Closed, ConnectionRefused, Unreachable
 from windlass.mailbox import Mailbox
 from windlass.messages import CallList, GetStatus, Leave, Message, Status
-from windlass.sums import count_workers, pilots_failed
+from windlass.sums import count_workers, pilots_failed, queue_reasons
 from windlass.tables import clean
 
 if TYPE_CHECKING:
@@ -323,6 +323,9 @@ def picture(status: Mapping[str, object], *, most_workers: int = 40) -> Renderab
             title = f"workers (the first {len(rows)} of {number})"
         parts.append(Text(""))
         parts += _table(kind, rows, title) if rows or title != kind else [Text(f"no {kind}{_HINTS.get(kind, '')}", style="dim")]
+        if kind == "pools":
+            waits = [(show("name", row.get("name")), text) for row in rows for text in queue_reasons(status, row.get("name"))]
+            parts += [Padding(Text(clean(f"{name}: {text}")), (0, 0, 0, 2), expand=False) for name, text in waits]
         if kind == "pools" and (failed := sum(pilots_failed(status).values())):
             several = f"{failed} pilots have" if failed > 1 else "1 pilot has"
             parts.append(Text(f"  {several} failed: windlass pilots --state failed", style="dim"))

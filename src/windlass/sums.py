@@ -6,6 +6,7 @@ row and how many ``workers`` it stands for.  So whoever counts takes these rows,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -43,6 +44,16 @@ def pilots_failed(status: Row) -> dict[str, int]:
     """How many of the last pilots of each pool ended before they served, of pools that have some."""
     found: dict[str, int] = status["sums"]["pilots_failed"] if "sums" in status else _failed(status.get("pilots") or ())
     return found
+
+
+def queue_reasons(status: Row, pool: object) -> list[str]:
+    """Why pilots of a pool wait, in the batch system's words, the most frequent first."""
+    waiting = Counter(
+        (str(one.get("phase")), str(one.get("reason")))
+        for one in status.get("pilots") or ()
+        if one.get("pool") == pool and one.get("phase") in ("queued", "held") and one.get("reason")
+    )
+    return [f"{number} {phase}: {reason}" for (phase, reason), number in waiting.most_common(2)]
 
 
 def _failed(pilots: Iterable[Row]) -> dict[str, int]:
