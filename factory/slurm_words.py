@@ -283,11 +283,11 @@ CLOSED: Final[Mapping[str, str]] = {
 #: Limits that one pilot may be over by itself, or that time alone does not mend; squeue has the same words for both, so they wait.
 _WAITS: Final = (
     (
-        re.compile(r"(Assoc|QOS)Grp(?!.*RunMinutes)\w*Minutes(Limit)?"),
+        re.compile(r"(Assoc|QOS)Grp((?!\w*RunMinutes)\w*Minutes(Limit)?|WallLimit)"),
         "the account's or QOS's time is used up, or less is left than this walltime takes; a shorter walltime, or another account, may start",
     ),
     (
-        re.compile(r"(Assoc|QOS)(Grp|Max)(?!Jobs|Submit)\w+"),
+        re.compile(r"(Assoc|QOS)(Grp|Max)(?!Jobs|Submit)\w+|Max(?!Jobs|Submit)\w+PerAccount"),
         "so much at a time; it starts when enough has ended, and never if it asks for more than the limit by itself",
     ),
 )
