@@ -221,7 +221,9 @@ def are_open(text: str, partition: str) -> bool:
 
 # ---------------------------------------------------------------- states
 
-#: Slurm's states but for PENDING and FAILED.
+#: It waits for its start; the second: after ``--requeue=expedite``, with the highest priority.
+PENDING: Final = ("PENDING", "EXPEDITING")
+#: Slurm's states but for those and FAILED.
 STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
     "CONFIGURING": (Listed.QUEUED, Cause.UNKNOWN),  # its node is being started
     "POWER_UP_NODE": (Listed.QUEUED, Cause.UNKNOWN),
@@ -233,6 +235,7 @@ STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
     "COMPLETING": (Listed.ENDING, Cause.UNKNOWN),
     "STAGE_OUT": (Listed.ENDING, Cause.UNKNOWN),
     "REQUEUED": (Listed.ENDING, Cause.UNKNOWN),
+    "REQUEUE_FED": (Listed.ENDING, Cause.UNKNOWN),
     "SPECIAL_EXIT": (Listed.HELD, Cause.UNKNOWN),
     "REQUEUE_HOLD": (Listed.HELD, Cause.UNKNOWN),
     "RESV_DEL_HOLD": (Listed.HELD, Cause.UNKNOWN),
@@ -322,7 +325,7 @@ def listed_as(
     ``several_partitions``: the job may go to more than one. ``held``: its priority is that of held ones.
     """
     reason = "" if reason in ("None", "N/A") else reason
-    if state == "PENDING":
+    if state in PENDING:
         never = why_never(reason, several_partitions=several_partitions, held=held)
         if never:
             return Listed.HELD, Cause.UNKNOWN, never, None

@@ -180,6 +180,15 @@ def test_what_time_mends_is_waiting(reason: str) -> None:
     assert words.listed_as("PENDING", reason, 0)[0] is Listed.QUEUED
 
 
+def test_what_is_queued_again_with_the_highest_priority_waits() -> None:
+    """Recorded of a job with --requeue=expedite whose node was lost, until that was back (26.05). As a running one it would be ended for
+    its silence."""
+    lost = line_of("173", "EXPEDITING", "ReqNodeNotAvail, UnavailableNodes:n4", code="0:0")
+    [row] = words.read_rows(lost, "windlass")
+    assert (row.state.listed, row.state.reason) == (Listed.QUEUED, "ReqNodeNotAvail, UnavailableNodes:n4")
+    assert words.listed_as("EXPEDITING", "JobHeldAdmin", 0)[0] is Listed.HELD
+
+
 @pytest.mark.parametrize(
     "reason", ["QOSMaxWallDurationPerJobLimit", "AssocMaxCpuPerJobLimit", "QOSMinGRES", "BadConstraints", "InvalidQOS"]
 )
