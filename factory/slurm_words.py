@@ -287,7 +287,7 @@ CLOSED: Final[Mapping[str, str]] = {
 _WAITS: Final = (
     (
         re.compile(r"(Assoc|QOS)Grp((?!\w*RunMinutes)\w*Minutes(Limit)?|WallLimit)"),
-        "the account's or QOS's time is used up, or less is left than this walltime takes; a shorter walltime, or another account, may start",
+        "the time of the account or QOS is used up, or less is left than this walltime takes; a shorter one, or another account, may start",
     ),
     (
         re.compile(r"(Assoc|QOS)(Grp|Max)(?!Jobs|Submit)\w+|Max(?!Jobs|Submit)\w+PerAccount"),

@@ -30,7 +30,7 @@ def test_who_meets_a_limit_is_told_what_to_do_and_who_may_not_go_there_does_not_
     for ticket, limit in (("assoc-minutes", "AssocGrpCPUMinutesLimit"), ("qos-minutes", "QOSGrpCPUMinutesLimit")):
         assert told[ticket][0] == limit
         assert "used up" in told[ticket][2]
-        assert "shorter walltime" in told[ticket][2]
+        assert "a shorter one" in told[ticket][2]
     for ticket, limit in (("user-cpus", "QOSMaxCpuPerUserLimit"), ("qos-cpus", "QOSGrpCpuLimit"), ("assoc-cpus", "AssocGrpCpuLimit")):
         assert told[ticket][0] == limit
         assert "never if it asks for more" in told[ticket][2]
