@@ -46,7 +46,7 @@ def test_what_calls_start_by_mpirun_is_told_to_stay_on_its_node() -> None:
 @pytest.mark.parametrize("setup", [(), ("HYDRA_BOOTSTRAP=slurm", "I_MPI_HYDRA_BOOTSTRAP=ssh")])
 def test_what_newer_slurm_says_to_mpirun_is_nobodys_word(setup: tuple[str, ...]) -> None:
     """It tells MPICH and Intel MPI to start theirs by srun, with an option that only it gives (recorded: 26.05), by which none waits for
-    another. MPICH hangs by it where nodes are called otherwise than their hosts, and Intel MPI starts there by nothing else. setup= means it."""
+    another. MPICH hangs by it where nodes are called otherwise than their hosts, Intel MPI starts there by nothing else. setup= holds."""
     request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources(), setup=setup)
     script = SlurmBackend().describe(request, 1)
     script = script[script.index("#!/bin/sh") :].replace("exec worker", "env; exit; ").replace("END OF SCRIPT", "")
