@@ -36,6 +36,7 @@ from windlass.bulk import BulkServer
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError
 from windlass.identity import Authority, Identity
+from windlass.importing import refuse_too_late
 from windlass.links import Link
 from windlass.listener import Listener
 from windlass.manager.advice import Advice
@@ -176,12 +177,8 @@ class Server:
                 self._thread.join()
                 raise self._failure
         except RuntimeError as error:
-            if threading.main_thread().is_alive():
-                raise
-            raise Closed(
-                "the program's main thread has ended, and no manager can begin then: make it earlier, or let the script wait at its end "
-                "for the thread that makes it: thread.join()"
-            ) from error
+            refuse_too_late("manager", error)
+            raise
 
     def stop(self, reason: str) -> None:
         """End every call, send the workers away, and return when the thread has ended."""

@@ -1,4 +1,4 @@
-"""Managers, factories and executors that a module makes when it is imported: where a worker imports it, that is refused.
+"""Managers, factories and executors made at the wrong time: where a worker imports a module that makes one, and after a program's end.
 
 Theory of operation
 -------------------
@@ -10,9 +10,10 @@ makes one is at the top of a module, and that module is being imported. The inte
 from __future__ import annotations
 
 import sys
+import threading
 from types import FrameType
 
-from windlass.errors import UsageError
+from windlass.errors import Closed, UsageError
 from windlass.worker.slot_api import STATE
 
 
@@ -28,3 +29,12 @@ def refuse_on_import(what: str) -> None:
                 " processes would have one, with pilots of its own; make it in a function, or below: if __name__ == '__main__':"
             )
         frame = frame.f_back
+
+
+def refuse_too_late(what: str, error: RuntimeError) -> None:
+    """Raises `Closed` where ``what`` could not begin as the main thread has ended: Python then begins and imports little."""
+    if not threading.main_thread().is_alive():
+        raise Closed(
+            f"the program's main thread has ended, and no {what} can begin then: make it earlier, or let the script wait at its end "
+            "for the thread that makes it: thread.join()"
+        ) from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -30,15 +31,16 @@ def share(note: str = "", seconds: float = 0.0) -> tuple[str, int]:
     return path, worker.pid
 
 
-def roots(count: int) -> tuple[float, int]:
+def roots(count: int) -> tuple[int, int]:
     """By processes of joblib's own; and of which process these are."""
-    from joblib import Parallel, delayed
+    import joblib
 
-    return sum(Parallel(n_jobs=2)(delayed(pow)(number, 2) for number in range(count))), os.getpid()
+    tools: Any = joblib
+    return sum(tools.Parallel(n_jobs=2)(tools.delayed(pow)(number, 2) for number in range(count))), os.getpid()
 
 
 @contextmanager
-def pilot(mode: str) -> Iterator[windlass.Manager]:
+def pilot(mode: str) -> Generator[windlass.Manager]:
     with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=1):
         manager.install_library("lib", share, roots, mode=mode)
         yield manager
