@@ -36,7 +36,7 @@ import msgspec
 from windlass.worker import capture, hoist, slot
 from windlass.worker.slot_api import STATE
 from windlass.worker.slotlink import Forked, ForkSlot, NotForked, Prepared, Rows, Setup, SlotExited, Step, Unable, bounded, read_setup
-from windlass.worker.slotproc import kill_group
+from windlass.worker.slotproc import kill_group, kill_tree
 
 
 class Zygote:
@@ -146,9 +146,7 @@ class Zygote:
     def leave(self) -> None:
         """The worker is gone."""
         for pid in self.slots:
-            for send in (os.killpg, os.kill):
-                with suppress(ProcessLookupError, PermissionError):
-                    send(pid, signal.SIGKILL)
+            kill_tree(pid)
         os._exit(0)
 
 
