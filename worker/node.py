@@ -57,6 +57,8 @@ NETWORK_FILESYSTEMS: Final = frozenset(
 LOCAL_FUSE: Final = frozenset(["fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.lxcfs", "fuse.bindfs", "fuse.portal"])
 #: Where the batch systems say which GPUs are a job's own, most particular first.
 GPU_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "_CONDOR_AssignedGPUs")
+#: What stands there of a job that has none; the number is HTCondor's, wherever it has looked for GPUs, also where there are none.
+NO_GPU: Final = frozenset(["none", "nodevfiles", "-1", "void", "10000"])
 #: A folder where programs can be started comes first, unless one where they cannot has so many times its room, and it has less than enough
 #: (bytes) for environments and the files of most calls.
 ROOMIER: Final = 10
@@ -207,7 +209,7 @@ def own_cores() -> int:
 def gpu_ids(asked: int, environ: Mapping[str, str], devices: Sequence[str]) -> tuple[str, ...]:
     """Ids of the GPUs to use: `asked` (-1: all) of those that the batch system assigned, else of `devices` (names in /dev).
 
-    An assignment that is empty, "none" or "NoDevFiles" means no GPU, whatever devices are there. Without an assignment `asked` is
+    An assignment that is empty or says `NO_GPU` means no GPU, whatever devices are there. Without an assignment `asked` is
     believed, as for cores: not every make of GPU shows itself in /dev as the devices that are looked for here.
     """
     if asked == 0:
@@ -218,7 +220,7 @@ def gpu_ids(asked: int, environ: Mapping[str, str], devices: Sequence[str]) -> t
             words = [word.strip() for word in environ[name].split(",")]
             # HTCondor writes "CUDA0" or "GPU-5a1c..." for what CUDA calls "0" and "GPU-5a1c...".
             words = [word[4:] if word.startswith("CUDA") and word[4:].isdigit() else word for word in words]
-            ids = [word for word in words if word and word.lower() not in ("none", "nodevfiles", "-1", "void")]
+            ids = [word for word in words if word and word.lower() not in NO_GPU]
             ids = list(dict.fromkeys(ids))  # HTCondor may be told to name each several times, for several jobs; one job may get it twice
             break
     else:

@@ -201,6 +201,7 @@ def test_own_cores_are_within_the_affinity_mask() -> None:
         (-1, {"CUDA_VISIBLE_DEVICES": "GPU-8f3a, GPU-11"}, [], ("GPU-8f3a", "GPU-11")),
         (-1, {"_CONDOR_AssignedGPUs": "CUDA0,CUDA2"}, [], ("0", "2")),
         (-1, {"_CONDOR_AssignedGPUs": "none"}, ["nvidia0"], ()),
+        (-1, {"CUDA_VISIBLE_DEVICES": "10000", "_CONDOR_AssignedGPUs": "10000"}, ["nvidia0"], ()),
         (-1, {"CUDA_VISIBLE_DEVICES": "GPU-b,GPU-a,GPU-b"}, [], ("GPU-b", "GPU-a")),
         (2, {"_CONDOR_AssignedGPUs": "CUDA1,CUDA1"}, [], ("1",)),
         (-1, {"SLURM_JOB_GPUS": "1"}, [], ("1",)),
