@@ -196,6 +196,13 @@ def test_shell_text_reaches_the_pilot_as_it_was_written(backend: HTCondorBackend
     assert backend.tail(job) == "$$(B) $$(C)"
 
 
+def test_a_python_that_is_named_without_its_folder_knows_where_it_is(backend: HTCondorBackend, request_of: RequestOf, until: Until) -> None:
+    """HTCondor starts jobs without PATH, and shells do not pass on the one that they fall back to."""
+    [job] = backend.submit(request_of("env | grep '^PATH=' >&2; exit 1"), 1)
+    until(backend, listed(job, Listed.ENDED))
+    assert backend.tail(job).startswith("PATH=/")
+
+
 def test_a_folder_may_have_a_dollar_in_its_name(make_backend: MakeBackend, request_of: RequestOf, until: Until, tmp_path: Path) -> None:
     backend = make_backend(None)
     backend.open(Tag("f1"), tmp_path / "a $(ClusterId) b", lambda: None)
