@@ -484,15 +484,18 @@ UPLOAD_FAILED: Final = "DCSchedd::spoolJobFiles:"
 UNREADABLE: Final = re.compile(r"reading from [^;]*\(errno (2|13|20|21|36|40)\)|File transfer initialization failed")
 #: Texts of one that was not even sent.
 NOT_SENT: Final = re.compile(r"^(Failed to connect to schedd|Unable to locate local daemon|there is no schedd)")
-#: Limits on jobs: by the name of their setting, or by the number that the schedd gives for it.
-LIMITED: Final = re.compile(r"MAX_JOBS_(SUBMITTED|PER_OWNER|PER_SUBMISSION)|Schedd says -(2|3|4)\b")
+#: The settings by which a schedd limits jobs, by the numbers that are all it says of them.
+LIMITS: Final[Mapping[str, str]] = {"2": "MAX_JOBS_SUBMITTED", "3": "MAX_JOBS_PER_OWNER", "4": "MAX_JOBS_PER_SUBMISSION"}
+LIMITED: Final = re.compile(rf"{'|'.join(LIMITS.values())}|Schedd says -({'|'.join(LIMITS)})\b")
 
 
 def submit_error(text: str) -> BatchError:
     """What an error of the bindings means for a submission."""
     words = " ".join(text.split())
-    if LIMITED.search(words):
-        return OverLimit(words)
+    limited = LIMITED.search(words)
+    if limited:
+        setting = LIMITS.get(limited[1] or "")
+        return OverLimit(f"the schedd takes no more jobs, by its setting {setting} ({words})" if setting else words)
     if REFUSED.search(words):
         return Rejected(words)
     if UPLOAD_FAILED in words:

@@ -317,6 +317,13 @@ def test_errors_of_a_submission_are_told_apart(text: str, kind: type[Exception])
     assert type(submit_error(text)) is kind
 
 
+def test_a_limit_on_jobs_is_told_by_its_name() -> None:
+    """The schedd gives a number, of which nobody would know what it means, nor whom to ask for more."""
+    told = str(submit_error("expected next ProcId to be 0, but Schedd says -3"))
+    assert told == ("the schedd takes no more jobs, by its setting MAX_JOBS_PER_OWNER (expected next ProcId to be 0, but Schedd says -3)")
+    assert str(submit_error("MAX_JOBS_SUBMITTED exceeded")) == "MAX_JOBS_SUBMITTED exceeded"
+
+
 # ---------------------------------------------------------------- submit descriptions
 
 
