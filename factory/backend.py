@@ -24,6 +24,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -41,10 +42,18 @@ if TYPE_CHECKING:
 JobId = NewType("JobId", str)
 
 RESTART_MARK: Final = "+"
-#: What a person may type to see whether a batch system answers at all.
+#: What a person may type to see whether a batch system answers at all, and options of pools that say which one it is, as words of that.
 ASKED_BY_HAND: Final = {"slurm": "squeue --me", "htcondor": "condor_q"}
+ASKED_WHERE: Final = {"clusters": "-M", "collector": "-pool", "schedd": "-name"}
 #: The ticket of a job that is no pilot: it was submitted to see whether it is taken.
 PROBE: Final = "PROBE"
+
+
+def asked_by_hand(backend: str, options: Mapping[str, object]) -> str:
+    """What a person may type to see whether a pool's batch system answers; "": it has no such word."""
+    word = ASKED_BY_HAND.get(backend, "")
+    where = [f" {flag} {shlex.quote(str(options[name]))}" for name, flag in ASKED_WHERE.items() if options.get(name)]
+    return word + "".join(where) if word else ""
 
 
 def pilot_word(job: JobId, restart: int) -> PilotId:

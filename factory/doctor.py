@@ -26,7 +26,7 @@ from typing import Any, Final, cast
 
 from windlass.errors import WindlassError
 from windlass.examine import MARK, examine
-from windlass.factory.backend import ASKED_BY_HAND, backend_class, backend_options
+from windlass.factory.backend import asked_by_hand, backend_class, backend_options
 from windlass.factory.factory import Factory, make_backend
 from windlass.factory.pool import PoolConfig
 from windlass.units import show_count, show_memory, show_seconds
@@ -42,6 +42,14 @@ QUERY_INTERVAL: Final = 15.0
 LOOK: Final = 0.1
 #: Clocks may differ by so many seconds: munge of Slurm refuses credentials from further away.
 SKEW_MOST: Final = 300.0
+
+#: What to do where a pilot waits, or is held before it has started. HTCondor does not say that no machine will ever take one.
+SOONER: Final = "a shorter walltime, fewer cores, or another partition may start sooner"
+MATCHED: Final = (
+    "fewer cores=, less memory=, or other requirements= may fit more machines, and some take only jobs with an attribute of the site's"
+    " (attributes=): while a pilot waits,  condor_q -better-analyze JOB  says what keeps it from each"
+)
+WHAT_SITES_GIVE: Final = "ask for what the site gives: walltime=, cores=, memory=, partition=, account="
 
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -66,6 +74,7 @@ class Findings:
     #: The batch system has not answered at all; and what to type to see whether it does.
     silence: str = ""
     by_hand: str = ""
+    backend: str = ""
     job: str = ""
     node: str = ""
     #: The batch system's own word on a pilot that waits.
@@ -98,7 +107,7 @@ def legs_of(found: Findings) -> list[Leg]:
         why = f", and the batch system says: {found.waits_for}" if found.waits_for else ""
         return [
             *legs,
-            Leg("queue", FAILED, f"it still waits{why}", "a shorter walltime, fewer cores, or another partition may start sooner"),
+            Leg("queue", FAILED, f"it still waits{why}", MATCHED if found.backend == "htcondor" else SOONER),
         ]
     waited = found.ran_after if found.ran_after >= 0 else found.served_after
     if waited >= 0:
@@ -116,7 +125,7 @@ def legs_of(found: Findings) -> list[Leg]:
     if found.skew is not None:
         legs.append(_clock(*found.skew))
     if found.died and found.ran_after < 0 and "held: " in found.died:  # it never started, so nothing is wrong with its Python
-        return [*legs, Leg("queue", FAILED, found.died, "ask for what the site gives: walltime=, cores=, memory=, partition=, account=")]
+        return [*legs, Leg("queue", FAILED, found.died, WHAT_SITES_GIVE)]
     if found.died:
         advice = "setup= and python= say how Python is found on nodes"
         if found.container:
@@ -246,7 +255,7 @@ def check_up(
         if "query_interval" in backend_options(backend_class(pool.backend)):
             given.setdefault("query_interval", QUERY_INTERVAL)
         found = Findings(asked_cores=pool.resources.cores, asked_memory=pool.resources.memory, container=pool.container)
-        found.by_hand = ASKED_BY_HAND.get(pool.backend, "")
+        found.backend, found.by_hand = pool.backend, asked_by_hand(pool.backend, pool.options)
         folder = _folder_leg(manager.pilot_file.parent)
         lives = f", for at most {show_seconds(pool.walltime)}" if pool.walltime else ""
         cores = show_count(pool.resources.cores, "core")

@@ -477,12 +477,12 @@ class HTCondorBackend:
         return value
 
     def _ask_safely(self, do: str, **arguments: object) -> object:
-        """As `_ask`, with what was asked beside the bindings' texts, which can be empty."""
+        """As `_ask`, with what was asked beside the bindings' texts, which can be empty; without what Windlass wrote itself."""
         try:
             return self._ask(do, **arguments)
         except Refused as error:
-            asked = next((arguments[name] for name in ("constraint", "which", "requirements") if name in arguments), "")
-            raise Unreachable(f"{do} of {asked}: {' '.join(str(error).split())}") from None
+            asked = f"{do} of {arguments['requirements']}" if "requirements" in arguments else do
+            raise Unreachable(f"{asked}: {' '.join(str(error).split())}") from None
 
 
 def _user() -> str:

@@ -31,7 +31,7 @@ from typing import Final, Protocol, cast
 import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import ASKED_BY_HAND, Backend, Hurries, NoNodeLeft, NotNow, NotSent, PilotState, SharedQueries
+from windlass.factory.backend import Backend, Hurries, NoNodeLeft, NotNow, NotSent, PilotState, SharedQueries, asked_by_hand
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.history import LIMITS_TOLD, SHUT_WAIT
 from windlass.factory.ledger import Ledger
@@ -431,5 +431,5 @@ def _silence(core: FactoryCore, text: str, now: float) -> str:
     lasts = now - history.silent_since
     since = f" for {show_seconds(round(lasts))}, to {history.silences} commands; the last" if lasts >= 1 else ""
     said = f"no answer{since}: {text}"
-    by_hand = ASKED_BY_HAND.get(core.pool.backend)
-    return said if history.answers or by_hand is None else f"{said} (it has not answered yet: does  {by_hand}  in this shell?)"
+    by_hand = asked_by_hand(core.pool.backend, core.pool.options)
+    return said if history.answers or not by_hand else f"{said} (it has not answered yet: does  {by_hand}  in this shell?)"

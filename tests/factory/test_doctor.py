@@ -13,6 +13,7 @@ import pytest
 from windlass.cli import main
 from windlass.errors import UnknownName, UsageError
 from windlass.examine import MARK, examine
+from windlass.factory.backend import asked_by_hand
 from windlass.factory.doctor import (
     FAILED,
     OK,
@@ -102,6 +103,13 @@ def test_a_healthy_pilot_has_healthy_legs_in_the_order_of_its_way() -> None:
             "it still waits, and .* says: Priority",
             "shorter",
         ),
+        (
+            {"ran_after": -1.0, "served_after": -1.0, "waits_for": "no match found", "backend": "htcondor"},
+            "queue",
+            FAILED,
+            "it still waits, and .* says: no match found",
+            "condor_q -better-analyze JOB",
+        ),
         ({"examined": examined(python_version="3.6.8")}, "python", FAILED, r"Python 3\.6\.8", "give python= or setup="),
         (
             {"examined": examined(connection={"path": "/x", "manager": "", "error": "no such file"}, addresses=[]), "served_after": -1.0},
@@ -176,6 +184,21 @@ def test_a_batch_system_that_does_not_answer_has_no_other_leg() -> None:
     assert (only.name, only.state) == ("submit", FAILED)
     assert only.text == "the batch system does not answer: squeue: Unable to contact slurm controller"
     assert "does  squeue --me  answer in this shell?" in only.advice
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "word"),
+    [
+        ("slurm", {"partition": "short"}, "squeue --me"),
+        ("slurm", {"clusters": "a,b"}, "squeue --me -M a,b"),
+        ("htcondor", {"schedd": "", "collector": ""}, "condor_q"),
+        ("htcondor", {"schedd": "ap two", "collector": "cm:9618"}, "condor_q -pool cm:9618 -name 'ap two'"),
+        ("local", {}, ""),
+    ],
+)
+def test_what_is_to_be_typed_asks_the_batch_system_that_the_pool_names(backend: str, options: dict[str, object], word: str) -> None:
+    """Another one may well answer."""
+    assert asked_by_hand(backend, options) == word
 
 
 def test_the_doctor_waits_not_long_for_a_batch_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
