@@ -46,6 +46,8 @@ log = logging.getLogger("windlass.factory")
 
 #: Seconds for what runs when the program leaves by an exception, or without closing; or when the manager is gone.
 HURRY: Final = 2.0
+#: Starts of one job in a row, before it has served, from which on it is told that they come to nothing.
+VAIN_STARTS: Final = 3
 #: Seconds that a manager which is there gets to hear the last words.
 FAREWELL: Final = 2.0
 
@@ -138,7 +140,8 @@ class Kept:
     deaths: int = 0
     troubles: int = 0
     takes: int = 0
-    held: set[str] = field(default_factory=set[str])
+    #: What was said of single pilots, without what is another each time.
+    told: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
         self.asked = self.core.pool
@@ -150,6 +153,12 @@ class Kept:
                 self.port.send(message)
             except Closed:  # it closes just now: its Leave is on the way here
                 self.manager_gone = True
+
+    def is_new(self, text: str) -> bool:
+        """Nothing like it was said before: how much memory it was, and on which node, is another each time."""
+        kind, known = re.sub(r"[\w.-]+@\S+|\d+", "", text), len(self.told)
+        self.told.add(kind)
+        return len(self.told) > known
 
     def tell(self) -> None:
         """Tell the manager what it has not been told yet."""
@@ -387,6 +396,9 @@ class Keeper:
                 if one.core.history.limits_alone:  # the limit on jobs may be that of all of them
                     one.core.history.pilot_ended()
             log.info("%s: pilot %s has ended: %s", kept.name, ending.pilot, ending.reason)
+            if ending.vain >= VAIN_STARTS and kept.is_new(ending.reason.partition("; ")[0]):
+                text = "%s: pilot %s was started %d times, and not once came to serve; it is %s"
+                log.warning(text, kept.name, ending.job, ending.vain, ending.reason)
         self._warn(kept)
 
     @staticmethod
@@ -405,9 +417,7 @@ class Keeper:
             log.warning(
                 "%s: pilots are cancelled or held, and not by the factory: %s; others follow, ever more seldom", kept.name, history.taken
             )
-        # How much memory it was, and on which node, is another each time.
-        if history.held and (held := re.sub(r"[\w.-]+@\S+|\d+", "", history.held)) not in kept.held:
-            kept.held.add(held)
+        if history.held and kept.is_new(history.held):
             log.warning("%s: a pilot that served is %s; such are removed, and replaced", kept.name, history.held)
         kept.said, kept.deaths, kept.troubles = history.paused, history.start_failures, history.troubles.count
         kept.takes = history.takes.count

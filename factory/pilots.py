@@ -181,6 +181,8 @@ class Pilot:
     #: It has been connected, in this incarnation.
     served: bool = False
     served_at: float = -math.inf
+    #: Starts of earlier incarnations in a row that came to nothing.
+    vain: int = 0
     draining: bool = False
     #: It has served, and the manager does not know it any more: it was silent for too long, or it is about to end.
     forgotten: bool = False
@@ -279,6 +281,8 @@ class Ending:
     taken: bool = False
     #: When it first served; -inf: it never did.
     served_at: float = -math.inf
+    #: With this one, so many starts of its job in a row have come to nothing.
+    vain: int = 0
 
     @property
     def whose(self) -> str:
@@ -444,6 +448,7 @@ class Fleet:
     def _restarted(self, pilot: Pilot, restart: int, reason: str, now: float) -> None:
         """The incarnation that the register knows is over; the job goes on."""
         why = f"queued again by the batch system: {reason}" if reason else "queued again by the batch system"
+        pilot.vain = 0 if pilot.served else pilot.vain + restart - pilot.restart
         self._over(pilot, why, Cause.PREEMPTED, None, now, failed=False, gone=False)
         pilot.started_at = math.inf
         cancelling = pilot.phase is Phase.CANCELLING
@@ -503,6 +508,7 @@ class Fleet:
                 troubled=troubled,
                 taken=taken,
                 served_at=pilot.served_at,
+                vain=0 if gone else pilot.vain,
             )
         )
 

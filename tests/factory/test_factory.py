@@ -278,6 +278,24 @@ def test_limits_can_be_changed_while_it_runs(manager: Any, stand_in: StandIn) ->
             factory.set_limits(max_pilots=0)
 
 
+def test_starts_of_a_pilot_that_come_to_nothing_are_told(manager: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A node on which the batch system starts no job takes the same one again and again, and a program would wait in silence. Told once."""
+    backend = FakeBackend(processes=False)
+    with Factory(manager, backend, pool="p", name="watched") as factory:
+        manager.tell(some(1))
+        pilot = JobId(the_pilot(factory, manager))
+        backend.advance(1.0)
+        for restart in range(1, 6):
+            backend.preempt(pilot)
+            word = f"{pilot}+{restart - 1}" if restart > 1 else pilot
+            manager.wait_until(lambda word=word: word in [ended.pilot for ended in manager.ended])
+            backend.advance(1.0)
+    warnings = [record.getMessage() for record in caplog.records if "was started" in record.getMessage()]
+    assert warnings == [
+        f"watched: pilot {pilot} was started 3 times, and not once came to serve; it is queued again by the batch system: requeued"
+    ]
+
+
 def test_limits_are_judged_beside_those_that_were_asked_for_last(manager: Any) -> None:
     """Whatever the factory has come to yet: its thread may wait for the batch system for a minute."""
     factory = Factory(manager, max_pilots=4)

@@ -291,6 +291,18 @@ def test_a_restart_is_another_incarnation_with_another_word(fleet: Fleet, seen: 
     assert fleet.live == 1, "an answer about an incarnation that is over"
 
 
+def test_starts_that_come_to_nothing_are_counted_until_one_serves(fleet: Fleet, seen: MakeSeen) -> None:
+    """Also those that no answer has shown, by their number; a pilot that was found has had starts of which nothing is known."""
+    fleet.listed([state(A, Listed.QUEUED, restart=0)], 1.0)
+    fleet.listed([state(A, Listed.QUEUED, restart=1)], 2.0)
+    fleet.listed([state(A, Listed.QUEUED, restart=4)], 3.0)
+    fleet.seen([seen("a+4")], 4.0)
+    fleet.listed([state(A, Listed.QUEUED, restart=5)], 5.0)
+    fleet.listed([state(A, Listed.QUEUED, restart=6)], 6.0)
+    fleet.listed([state(A, Listed.ENDED, restart=6, cause=Cause.EXIT, exit_status=5)], 7.0)
+    assert [one.vain for one in fleet.endings] == [1, 4, 0, 1, 0]
+
+
 def test_a_restart_is_counted_where_the_batch_system_does_not(fleet: Fleet) -> None:
     fleet.listed([state(A, Listed.RUNNING)], 1.0)
     fleet.listed([state(A, Listed.QUEUED)], 2.0)
