@@ -58,7 +58,8 @@ def run_contract(backend: Backend, folder: Path, *, patience: float = 30.0) -> N
         backend.cancel([jobs[0], JobId("999999")])
         watch.until("one has ended", lambda seen: jobs[0] not in seen or seen[jobs[0]].listed is Listed.ENDED)
         backend.cancel([jobs[0]])
-        assert watch.until("the other is listed", lambda seen: jobs[1] in seen)[jobs[1]].listed is Listed.RUNNING
+        # A real one may have told that it runs a moment before it began to bring its input.
+        watch.until("the other runs", lambda seen: jobs[1] in seen and seen[jobs[1]].listed is Listed.RUNNING)
 
         # One that fails has last words, and its end is known if the batch system remembers it.
         words = "import sys; print('first line', flush=True); print('the account is wrong', file=sys.stderr); sys.exit(7)"
