@@ -98,8 +98,10 @@ class Link:
     def process(self) -> Process | None:
         """Of this host, at the other end of its connection; None where that is not to be known."""
         transport = self._connection.transport if self._connection is not None else None
+        # One that has just ended, of which nobody was told yet, has none.
+        sock = transport.get_extra_info("socket") if transport is not None else None
         try:
-            return process_at(transport.get_extra_info("socket")) if transport is not None else None
+            return process_at(sock) if sock is not None else None
         except OSError:
             return None
 

@@ -275,6 +275,25 @@ def test_cuts_lose_and_repeat_nothing(authority: Authority) -> None:
     run(work)
 
 
+def test_who_is_at_the_other_end_may_be_asked_at_any_moment(authority: Authority) -> None:
+    """Also between the end of a connection and the word of it, when it has no socket any more."""
+
+    async def work() -> None:
+        shell = Shell()
+        async with listening(authority, shell) as listener, Proxy(listener.addresses[0][1]) as proxy:
+            peer = Peer(at(authority, listener, WORKER, "w1", proxy.port), hello())
+            await until(lambda: shell.links and peer.link.connected)
+            proxy.cut()
+            said = set[str]()
+            while shell.link.connected:
+                said.add(shell.link.where())
+                await asyncio.sleep(0)
+            assert "connected from 127.0.0.1" in said
+            await peer.close()
+
+    run(work)
+
+
 def test_a_half_open_connection_is_noticed_by_silence_on_both_sides(authority: Authority) -> None:
     async def work() -> None:
         shell = Shell(heartbeat=0.05, silence=0.3)
