@@ -28,6 +28,7 @@ used them once all of these have ended, and then end by themselves. A call that 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import time
@@ -42,8 +43,8 @@ VARIABLE: Final = "WINDLASS_WORKER_ID"
 PATIENCE_SECONDS: Final = 10.0
 #: Seconds that resource trackers have for their work.
 TRACKER_SECONDS: Final = 1.0
-#: In the command lines of these.
-_TRACKER: Final = b"resource_tracker"
+#: What Python and loky have a tracker run, as the argument behind ``-c``.
+_TRACKERS_CODE: Final = re.compile(rb"\0-c\0from [\w.]*resource_tracker import main;")
 
 _IGNORED: Final = (
     signal.SIGTERM,
@@ -163,7 +164,7 @@ def is_tracker(pid: int) -> bool:
     """Whether a process is a resource tracker (see above), by its command line."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
-            return _TRACKER in _read_all(file.fileno())
+            return _TRACKERS_CODE.search(_read_all(file.fileno())) is not None
     except OSError:
         return False
 

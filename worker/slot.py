@@ -63,6 +63,7 @@ from windlass.messages import (
 from windlass.objects import open_in, write_results
 from windlass.worker import capture, forks, hoist
 from windlass.worker.callqueue import read_spilled
+from windlass.worker.guardian import TRACKER_SECONDS
 from windlass.worker.slot_api import STATE
 from windlass.worker.slot_functions import SlotFunctions
 from windlass.worker.slotlink import (
@@ -94,7 +95,7 @@ from windlass.worker.slotlink import (
     bounded,
     read_setup,
 )
-from windlass.worker.slotproc import death, kill_group, kill_tree
+from windlass.worker.slotproc import death, kill_group, kill_tree, outlast
 
 #: The interpreter adapts a function when it has run eight times.
 REHEARSALS: Final = 16
@@ -449,8 +450,12 @@ class Slot:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         words[base + CHILD] = 0  # before it is reaped, for then the number may be another's
         _, status, usage = os.wait4(pid, 0)
-        kill_group(pid)  # what it left behind
-        if words[base + FINISHED] == count:
+        answered = words[base + FINISHED] == count
+        stdout, stderr = (b"", b"") if answered else (capture.take(self.link.out), capture.take(self.link.err))
+        if trackers := kill_group(pid):  # what it left behind
+            outlast(trackers, TRACKER_SECONDS)
+            capture.take(self.link.err)  # what these say is not the next call's
+        if answered:
             return
         if words[base + SENDING] == count:
             words[base + LEFT] = LEFT_TORN
@@ -460,7 +465,6 @@ class Slot:
         remove_torn(self.setup, self.pid)
         seconds = monotonic() - since
         detail = death(pid, status, usage.ru_maxrss * 1024, seconds)
-        stdout, stderr = capture.take(self.link.out), capture.take(self.link.err)
         self.send(CallEnd(run.call, run.attempt, DIED, b"", (), stdout, stderr, started_at, started_at, started_at + seconds, detail))
 
     def be_child(self, run: CallRun, started_at: float, since: float, count: int) -> NoReturn:

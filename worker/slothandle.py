@@ -182,7 +182,7 @@ class Timers:
 class Watch:
     """Calls `on_ended` with the status of wait(2) and the peak memory in bytes when a child has ended, and reaps it.
 
-    The child leads a process group; what is left of the group is killed before the child is reaped, while its id cannot be another's.
+    The child leads a process group; what is left of that is killed when the child has been reaped.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes], on_ended: Callable[[int, int], None]) -> None:

@@ -87,20 +87,20 @@ def _kill_all(look: Callable[[], Iterable[int]]) -> set[int]:
     return found
 
 
-def kill_group(leader: int) -> None:
-    """Kill what is left of the process group of one that has just been reaped: its number is not given away while the group has others."""
+def kill_group(leader: int) -> list[int]:
+    """Kill what is left of the process group of one that has just been reaped: its number is not given away while the group has others.
+
+    Returns trackers, which are about to end.
+    """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, 0)
-        _kill_members(leader)
-
-
-def _kill_members(group: int) -> set[int]:
-    """Kill a process group, but its trackers; returns its members where it has any of these."""
-    if any(map(is_tracker, _group(group))):
-        return _kill_all(lambda: _group(group))
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-    return set()
+        trackers = [pid for pid in _group(leader) if is_tracker(pid)]
+        if trackers:
+            _kill_all(lambda: _group(leader))
+        else:
+            os.killpg(leader, signal.SIGKILL)
+        return trackers
+    return []
 
 
 def kill_tree(pid: int) -> set[int]:
@@ -115,13 +115,11 @@ def kill_tree(pid: int) -> set[int]:
             break
         time.sleep(STOP_PAUSE)
     found = kill_below(pid)
-    if any(map(is_tracker, found)):
-        found |= _kill_members(pid)
-    else:
+    if not any(map(is_tracker, found)):  # else who reaps it looks who is left of its group: here that would be a scan for each slot
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
     kill(pid, signal.SIGKILL)
-    return found - {pid}
+    return found
 
 
 def kill(pid: int, number: int) -> bool:
@@ -160,6 +158,14 @@ def death(pid: int, status: int, peak_memory: int, seconds: float, calls: int = 
     code = os.waitstatus_to_exitcode(status)
     text = f"the process {ran} (pid {pid}) exited with status {code} {after}; os._exit and exec in a function end its slot"
     return EndDetail(text=text, exit_status=code, peak_memory=peak_memory)
+
+
+def outlast(pids: Iterable[int], limit: float) -> None:
+    """Wait until these have ended, or so many seconds."""
+    until = time.monotonic() + limit
+    for pid in pids:
+        while process_state(pid) not in ("", "Z", "X") and time.monotonic() < until:
+            time.sleep(STOP_PAUSE)
 
 
 async def all_gone(pids: Iterable[int], limit: float = 10.0) -> list[int]:

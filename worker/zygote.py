@@ -7,8 +7,7 @@ library's environment. It loads the library (`windlass.worker.hoist`), and says 
 lives into the permanent generation, so that no slot's garbage collector touches, and thereby copies, the shared memory.
 
 Then it waits for two things, and never polls: packets on the control socket, and SIGCHLD, which the interpreter turns into a byte
-on a wake-up socket. `ForkSlot` forks; a child that has ended takes its process group along, is reaped and reported. A process id is not
-reused before it is reaped, therefore the group is killed first.
+on a wake-up socket. `ForkSlot` forks; a child that has ended is reaped, takes its process group along, and is reported.
 
 It runs no user code after the imports and a shared context. When the worker is gone (end of file on the control socket) it kills its
 slots and leaves; and the kernel kills a slot when its zygote dies (`PR_SET_PDEATHSIG`).

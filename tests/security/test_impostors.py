@@ -204,7 +204,6 @@ def doors(authority: Authority, tmp_path: Path) -> Generator[dict[str, tuple[str
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-        loop.close()
 
 
 def attempt(context: ssl.SSLContext, address: tuple[str, int], body: bytes) -> bytes:

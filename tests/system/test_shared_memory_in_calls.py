@@ -23,6 +23,9 @@ def share(note: str = "", seconds: float = 0.0) -> tuple[str, int]:
     from multiprocessing.shared_memory import SharedMemory
 
     made = SharedMemory(create=True, size=4096)
+    [tracker] = psutil.Process().children()
+    while "-c" not in tracker.cmdline():  # it is just about to be what it is
+        time.sleep(0.001)
     path = f"/dev/shm/{made.name.lstrip('/')}"
     if note:
         Path(note).write_text(path)
