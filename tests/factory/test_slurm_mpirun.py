@@ -73,8 +73,8 @@ def test_what_newer_slurm_says_to_mpirun_is_nobodys_word(setup: tuple[str, ...])
     ],
 )
 def test_a_task_that_a_call_starts_by_srun_takes_one_core_where_it_asks_for_none(of_the_job: dict[str, str], told: str | None) -> None:
-    """Not the pilot's: two tasks would be refused. From SLURM_CPUS_PER_TASK, which functions read, newer releases alone take that; they say it
-    in a second way, too (recorded: 22.05 and 26.05)."""
+    """Not the pilot's: two tasks would be refused. From SLURM_CPUS_PER_TASK, which functions read, newer releases alone take that; they say
+    it in a second way, too (recorded: 22.05 and 26.05)."""
     request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources())
     script = SlurmBackend().describe(request, 1)
     script = script[script.index("#!/bin/sh") :].replace("exec worker", "env; exit; ").replace("END OF SCRIPT", "")
