@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -86,3 +88,35 @@ def test_joblib_leaves_nothing(mode: str) -> None:
         total, pid = manager.submit(windlass.FunctionCall("lib", "roots", 10)).result(timeout=60)
     assert total == sum(number * number for number in range(10))
     assert [name for name in os.listdir("/dev/shm") if f"loky-{pid}-" in name or f"folder_{pid}_" in name] == []
+
+
+def plain(number: int) -> int:
+    time.sleep(0.1)
+    return number
+
+
+def test_what_trackers_say_is_not_the_next_calls() -> None:
+    """They warn of what they take away."""
+    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=1):
+        manager.install_library("lib", roots, plain, mode="fork", slots=1)
+        calls = [manager.submit(windlass.FunctionCall("lib", name, 3)) for name in ("roots", "plain") * 2]
+        assert [call.result(timeout=60) for call in calls[1::2]] == [3, 3]
+        assert [call.stderr for call in calls[1::2]] == ["", ""]
+
+
+def named(note: str) -> None:
+    """By a name that has the word."""
+    program = [sys.executable, "-c", "import time; time.sleep(600)", "test_resource_tracker.py"]
+    with subprocess.Popen(program) as child:
+        Path(note).write_text(str(child.pid))
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+def test_a_process_that_is_called_so_goes_with_its_call(mode: str, tmp_path: Path, until: Until) -> None:
+    note = tmp_path / "note"
+    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=1):
+        manager.install_library("lib", named, mode=mode)
+        call = manager.submit(windlass.FunctionCall("lib", "named", str(note)).with_options(retries=0))
+        until("it runs", lambda: note.exists() and note.read_text())
+        call.cancel()
+        until("it is gone", lambda: not psutil.pid_exists(int(note.read_text())))
