@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 #: Read when a library is loaded, or before it starts its threads. A library that is not told takes a thread for each core of the node, in
-#: each slot of it. (DuckDB reads none.)
+#: each slot of it. DuckDB reads none. JAX reads PJRT_NPROC and is not told: a callback from what it computes keeps a thread, also while it
+#: waits for something that it computes itself, so that with one thread, and where callbacks are nested with three, it waits for ever.
 THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",  # OpenMP: PyTorch, XGBoost, LightGBM, scikit-learn; pyarrow
     "OPENBLAS_NUM_THREADS",
@@ -16,7 +17,6 @@ THREAD_VARIABLES: Final = (
     "NUMBA_NUM_THREADS",
     "POLARS_MAX_THREADS",
     "RAYON_NUM_THREADS",  # libraries in Rust
-    "PJRT_NPROC",  # JAX on processors
     "OPENCV_FOR_THREADS_NUM",
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",

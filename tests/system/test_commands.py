@@ -114,8 +114,8 @@ def test_words_are_run_without_a_shell(served: Manager) -> None:
 
 
 def test_variables_are_given_and_taken_away(served: Manager) -> None:
-    """And libraries of numbers are told how many threads to start."""
-    command = Command('echo $ONE ${HOME-none} $OMP_NUM_THREADS; test "$WINDLASS_SANDBOX" = "$(pwd)"', env={"ONE": "1"}, cores=2)
+    """And libraries of numbers are told how many threads to start, but for JAX, whose callbacks may need more."""
+    command = Command('echo $ONE ${HOME-none} $OMP_NUM_THREADS$PJRT_NPROC; test "$WINDLASS_SANDBOX" = "$(pwd)"', env={"ONE": "1"}, cores=2)
     command.set_env_var("HOME")
     assert served.submit(command).result(60).stdout == "1 none 2\n"
 
