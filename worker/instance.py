@@ -154,6 +154,8 @@ class LibraryInstance:
         #: What was told when it served, with notes that came since; and of which functions such came.
         self._ready: LibraryReady | None = None
         self._noted: set[str] = set()
+        #: A slot has told why no fork of it is safe.
+        self._unsafe = False
 
     # ------------------------------------------------ what the worker asks
 
@@ -311,8 +313,10 @@ class LibraryInstance:
         self._tell_what_was_written("a slot", note.wrote)
         if self.state is State.STARTING:
             self._serve(LibraryReady(self.instance, slot.pid, note.imports, note.context_seconds, note.notes))
-        for hazard in note.hazards:
-            self._note(f"a new slot for each call instead of a fork: {hazard}")
+        if not self._unsafe:  # one slot tells for all: each call has its own then, and no two need have as many threads
+            self._unsafe = bool(note.hazards)
+            for hazard in note.hazards:
+                self._note(f"a new slot for each call instead of a fork: {hazard}")
 
     def noted(self, note: Noted) -> None:
         """A call has shown what its user should know: told once of each function, and of few."""

@@ -50,6 +50,21 @@ async def test_calls_whose_context_has_threads_have_a_slot_each(bench: Any, shar
 
 
 @pytest.mark.asyncio
+async def test_why_no_fork_is_safe_is_told_once(bench: Any, tmp_path: Path) -> None:
+    """Pools that grow as they are used have another number of threads in each slot, and each call has a slot."""
+
+    def start_pools(folder: str) -> dict[str, Any]:
+        with open(f"{folder}/slots", "a") as file:
+            file.write(".")
+        return {"pools": [start_pool() for _ in range(os.stat(f"{folder}/slots").st_size)]}
+
+    await bench.serving(bench.spec(add, context=(start_pools, (str(tmp_path),), {}), mode="fork"))
+    assert [bench.value(await bench.run(add, 1, i)) for i in range(3)] == [1, 2, 3]
+    ((note,),) = [noted.notes for noted in bench.events.noteds]
+    assert note == "a new slot for each call instead of a fork: 1 thread besides the main one after its context"
+
+
+@pytest.mark.asyncio
 async def test_calls_that_import_threads_have_a_slot_each(bench: Any, tmp_path: Path) -> None:
     """A slot that is an interpreter of its own for the threads of an import is as unsafe to fork as its zygote was."""
     pool = "from concurrent.futures import ThreadPoolExecutor\nPOOL = ThreadPoolExecutor(1)\nPOOL.submit(int).result()\n"
