@@ -77,9 +77,9 @@ def fork() -> int:
 
 def imported_anew(known: int, function: str) -> str:
     """What to tell where this process, a call's in mode ``fork``, has imported much since it had `known` modules; "": nothing."""
-    new = [*sys.modules][known:]
-    if len(new) < MANY_MODULES:
+    if len(sys.modules) < known + MANY_MODULES:
         return ""
+    new = [*sys.modules][known:]
     packages: dict[str, list[str]] = {}
     for name in new:
         packages.setdefault(name.partition(".")[0], []).append(name)

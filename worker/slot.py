@@ -475,21 +475,24 @@ class Slot:
             die_with_parent()
             forks.reseed()
             end = self.answer(run, started_at, since)
+            imports = self.told_of_imports(run) if count <= forks.LOOKS else None
             self.words[self.base + SENDING] = count
-            if count <= forks.LOOKS and len(sys.modules) >= self.known + forks.MANY_MODULES:
-                self.tell_imports(run)
+            if imports is not None:
+                self.link.results.setblocking(True)  # a function may have set it otherwise
+                self.link.note(imports)
             self.send(end)
             self.words[self.base + FINISHED] = count
             status = 0
         finally:
             os._exit(status)
 
-    def tell_imports(self, run: CallRun) -> None:
-        """In the child: say what it imported, as each one will that comes after it."""
-        name = self.functions.name(run.function)
-        if told := forks.imported_anew(self.known, name):
-            self.link.results.setblocking(True)  # a function may have set it otherwise
-            self.link.note(Noted(name, bounded(told)))
+    def told_of_imports(self, run: CallRun) -> Noted | None:
+        """In the child: what to say of what it imported, as each one will that comes after it."""
+        with suppress(Exception):  # the function may have put anything into `sys.modules`, and its answer is not to be lost for that
+            name = self.functions.name(run.function)
+            if told := forks.imported_anew(self.known, name):
+                return Noted(name, bounded(told))
+        return None
 
 
 # ---------------------------------------------------------------- a new process

@@ -137,3 +137,21 @@ async def test_what_each_call_imports_anew_is_told_once(bench: Any, tmp_path: Pa
         assert bench.value(await bench.run(use, module)) > 0
     ((note,),) = [noted.notes for noted in bench.events.noteds]
     assert re.fullmatch(r"mode='fork': each call of 'use' imports 6\d modules anew; imports=\['large', 'auto'\] hoists them", note)
+
+
+@pytest.mark.asyncio
+async def test_an_answer_is_not_lost_for_what_its_call_puts_among_the_modules(bench: Any) -> None:
+    """What each call imports anew is told after it has computed: a mistake there is none of the call's."""
+
+    def strew() -> int:
+        import sys
+        import types
+
+        for i in range(60):
+            sys.modules[(i, "part")] = types.ModuleType("part")  # type: ignore[index]  # pyright: ignore[reportArgumentType]
+        return os.getppid()
+
+    instance = await bench.serving(bench.spec(strew, imports=(ImportSpec("os"),), mode="fork"))
+    slot = instance.slot_pids()[0]
+    assert [bench.value(await bench.run(strew)) for _ in range(2)] == [slot, slot]
+    assert not bench.events.noteds
