@@ -5,8 +5,8 @@ Theory of operation
 A snapshot is a zip of one top-level module or package that is local (`windlass.homes`), with all its files: sorted, with fixed dates, so
 that the same source has the same name everywhere and travels once per worker.  Left out are caches, version control, virtual environments,
 journals, hidden files, and files over `MAX_FILE_BYTES` that are no shared libraries, which is told.  What the source imports (statically)
-and is local too comes along.  A zip is made again when path, modification time or size of a file differ; that is looked at once a second
-at most, as it may be asked for each call.
+and is local too comes along.  A zip is made again when path, modification time or size of a file differ (in an archive on the path its
+check sum); that is looked at once a second at most, as it may be asked for each call.
 
 The worker unpacks a snapshot into a folder of its own, which goes first on ``sys.path``; so submodules, files beside ``__file__``
 and imports inside a function's body work there. This module is imported by slots: zipfile and the like only where needed.
@@ -161,9 +161,13 @@ def _take(name: str, now: float, max_age: float) -> _Snapshot:
         return known
     import time
 
+    from windlass.zipped import Unreadable
+
     _looked_at.add(name)
     try:
         taken = _look(name, known)
+    except Unreadable:  # an archive that is just being written: what it had
+        taken = known or _Snapshot(name, {})
     finally:
         _looked_at.discard(name)
     (sources.add if taken.files else sources.discard)(name)
@@ -180,8 +184,8 @@ def _pause(unrested: int) -> float:
 
 
 def _look(name: str, known: _Snapshot | None) -> _Snapshot:
-    """The module as it is now; what is just being saved as it is when that is done."""
-    files, looks = _files(name), 1
+    """The module as it is now; what is just being saved as it is when that is done. Raises `Unreadable`."""
+    files, looks = _files(name, known), 1
     while True:
         if known is not None and known.files == files:
             known.unrested = 0
@@ -189,7 +193,7 @@ def _look(name: str, known: _Snapshot | None) -> _Snapshot:
         if looks > 1 or (known is not None and _source(known.files) != _source(files)):
             _let_rest()
         taken = _Snapshot(name, files)
-        again = _files(name)
+        again = _files(name, known)
         rested = _source(again) == _source(files)
         if looks == LOOKS or rested:
             taken.unrested = 0 if rested else (known.unrested if known is not None else 0) + 1
@@ -208,13 +212,17 @@ def _let_rest() -> None:
     time.sleep(REST)
 
 
-def _files(top: str) -> dict[str, tuple[str, int, int]]:
-    """Name in the archive → (path, modification time in ns, bytes). Raises `UsageError` when they are too many bytes."""
+def _files(top: str, known: _Snapshot | None) -> dict[str, tuple[str, int, int]]:
+    """Name in the archive → (path, modification time in ns, or check sum, bytes). Raises `UsageError` when they are too many bytes, and
+    `Unreadable`."""
     spec = spec_of(top)
     files: dict[str, tuple[str, int, int]] = {}
     left_out: dict[str, tuple[str, int, int]] = {}
     total = 0
-    for place in [] if spec is None else places_of(spec):
+    places = [] if spec is None else places_of(spec)
+    if places in ([], ["<unknown>"]):  # as zipimport says it of what it cannot read
+        places = _archived(known)
+    for place in places:
         if is_installed(place):
             continue  # the other portion of a namespace package
         for name, path, changed, size in _found(place, top):
@@ -233,8 +241,18 @@ def _files(top: str) -> dict[str, tuple[str, int, int]]:
     return files
 
 
+def _archived(known: _Snapshot | None) -> list[str]:
+    """The places in archives where a module was: no import finds it any more once the archive is another."""
+    if known is None or not known.files:
+        return []
+    from windlass import zipped
+
+    places = {path.removesuffix(name) + name.partition("/")[0] for name, (path, _, _) in known.files.items()}
+    return [place for place in sorted(places) if zipped.leads_into(place)]
+
+
 def _found(place: str, top: str) -> Iterator[tuple[str, str, int, int]]:
-    """(name in the archive, path, modification time in ns, bytes) of the files of a package's folder, or of a module."""
+    """(name in the archive, path, modification time in ns, or check sum in an archive, bytes) of the files of a package, or of a module."""
     if not os.path.exists(place):
         from windlass import zipped
 
@@ -331,14 +349,14 @@ def _zipped(files: dict[str, tuple[str, int, int]]) -> tuple[bytes, str]:
     import io
     import zipfile
 
-    from windlass.zipped import Reader
+    from windlass.zipped import read
 
     out, digest = io.BytesIO(), hashlib.blake2b(digest_size=16)
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, Reader() as reader:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in sorted(files):
             path = files[name][0]
             try:
-                data = reader.read(path)
+                data = read(path)
                 executable = os.access(path, os.X_OK)
             except OSError:
                 continue  # not ours to read, or just removed
@@ -360,20 +378,19 @@ def _imported(files: dict[str, tuple[str, int, int]]) -> list[str]:
     """The top-level modules that the Python files import by an absolute name, anywhere in them."""
     import ast
 
-    from windlass.zipped import Reader
+    from windlass.zipped import read
 
     names: set[str] = set()
-    with Reader() as reader:
-        for path in [file[0] for name, file in files.items() if name.endswith(".py")]:
-            try:
-                tree = ast.parse(reader.read(path))
-            except (OSError, SyntaxError, ValueError, RecursionError):
-                continue  # its import will say so
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Import):
-                    names.update(alias.name.partition(".")[0] for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                    names.add(node.module.partition(".")[0])
+    for path in [file[0] for name, file in files.items() if name.endswith(".py")]:
+        try:
+            tree = ast.parse(read(path))
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            continue  # its import will say so
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
     return sorted(names)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import windlass
-from windlass import snapshots, zipped
+from windlass import snapshots
 from windlass.errors import UsageError
 from windlass.homes import BY_VALUE, INSTALLED, LOCAL, home_of
 from windlass.manager.journal import _MAGIC
@@ -164,48 +164,6 @@ def test_an_editable_install_is_local(write: Write, folder: Path, top: str, kept
     importlib.import_module(top)
     (ref,) = snapshots.snapshots_of([top], kept.put)
     assert names_in(kept.archives[ref.name]) == [f"{top}/__init__.py"]
-
-
-@pytest.mark.parametrize("below", ["", "lib/"])
-def test_modules_in_a_zip_archive_on_the_path_are_local(
-    below: str, folder: Path, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As those of a program that `python -m zipapp` made: nodes have none of them."""
-    archive = folder / "program.pyz"
-    package = {
-        "__init__.py": "",
-        "deep/__init__.py": "",
-        "deep/shapes.py": "from .. import more",
-        "more.py": "",
-        "table.csv": "1,2",
-        "old.pyc": "",
-    }
-    with zipfile.ZipFile(archive, "w") as written:
-        written.writestr("__main__.py", "")
-        written.writestr(f"{below}{top}_one.py", f"import {top}\n")
-        written.writestr(f"{below}{top}_compiled.pyc", "")
-        for name, text in package.items():
-            written.writestr(f"{below}{top}/{name}", text)
-    monkeypatch.syspath_prepend(str(archive / below))
-    assert home_of(f"{top}_one") == LOCAL
-    importlib.import_module(f"{top}_one")
-    assert home_of(f"{top}_one") == home_of(top) == home_of(f"{top}.deep.shapes") == LOCAL
-    assert home_of(f"{top}_compiled") == home_of(f"{top}_other") == BY_VALUE
-    snapshots.snapshots_of([f"{top}_one"], kept.put)
-    listed = [
-        {name: archived.read(name) for name in archived.namelist()}
-        for archived in (zipfile.ZipFile(io.BytesIO(data)) for data in kept.archives.values())
-    ]
-    whole = {f"{top}/{name}": text.encode() for name, text in package.items() if not name.endswith(".pyc")}
-    assert sorted(listed, key=len) == [{f"{top}_one.py": f"import {top}\n".encode()}, whole]
-
-
-def test_an_archive_on_the_path_that_is_damaged_has_nothing(folder: Path, top: str) -> None:
-    (folder / "damaged.pyz").write_bytes(b"PK no archive")
-    place = str(folder / "damaged.pyz" / f"{top}.py")
-    assert not zipped.exists(place)
-    with zipped.Reader() as reader, pytest.raises(OSError, match="is no zip archive that can be read"):
-        reader.read(place)
 
 
 def test_a_package_goes_whole_without_caches_and_hidden_files(write: Write, folder: Path, top: str, kept: Kept) -> None:
@@ -367,7 +325,7 @@ def test_a_module_stays_where_it_was_imported_from_when_the_program_goes_elsewhe
     program = """
     import os, sys
 
-    from windlass import snapshots, zipped
+    from windlass import snapshots
     from windlass.homes import LOCAL, home_of
     from windlass.messages import ObjectName, ObjectRef
     from windlass.objects import content_name
@@ -484,7 +442,7 @@ def test_unpacked_source_is_imported_with_submodules_and_data_files(write: Write
     (ref,) = snapshots.snapshots_of([top], kept.put)
     code = """
         import sys
-        from windlass import snapshots, zipped
+        from windlass import snapshots
         snapshots.use(snapshots.unpack(sys.stdin.buffer.read(), sys.argv[1]))
         module = __import__(sys.argv[2] + ".sub.deep", fromlist=["text"])
         print(sys.path[0] == sys.argv[1], module.text)
