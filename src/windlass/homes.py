@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -106,10 +107,13 @@ def _exists(path: str) -> bool:
 
 
 def _has_python(folder: str) -> bool:
-    try:
+    with suppress(OSError):
         return any(name.endswith(".py") for name in os.listdir(folder))
-    except OSError:
-        return False
+    from windlass import zipped
+
+    with suppress(zipped.Unreadable):
+        return any(name.endswith(".py") and name.count("/") == 1 for name, *_ in zipped.files(folder))
+    return False
 
 
 def find_spec(top: str) -> ModuleSpec | None:

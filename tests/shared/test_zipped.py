@@ -158,6 +158,15 @@ def test_of_an_archive_that_is_built_anew_only_what_has_another_text_is_taken_an
 
 
 @pytest.mark.parametrize("imported", [False, True])
+def test_a_namespace_package_in_an_archive_is_local_imported_or_not(imported: bool, folder: Path, top: str, kept: Kept) -> None:
+    sys.path.insert(0, str(write(folder / "program.pyz", **{f"{top}__one": "x = 1\n"})))
+    if imported:
+        importlib.import_module(f"{top}.one")
+    assert home_of(top) == home_of(f"{top}.one") == LOCAL
+    assert kept.texts(top) == ["x = 1\n"]
+
+
+@pytest.mark.parametrize("imported", [False, True])
 @pytest.mark.parametrize("way", ["half written", "written while it is read"])
 def test_of_an_archive_that_is_just_being_written_what_it_had_is_taken(
     imported: bool, way: str, folder: Path, top: str, kept: Kept, rests: list[str], monkeypatch: pytest.MonkeyPatch
