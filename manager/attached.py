@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from windlass.descriptors import occupy_standard
 from windlass.errors import UsageError, require_flag
 from windlass.files import is_sendable
 from windlass.identity import CLIENT, ConnectionFile
@@ -61,6 +62,7 @@ class AttachedManager(Door):
         journal: str | os.PathLike[str] | None = None,
         traces: bool = False,
     ) -> None:
+        occupy_standard()
         super().__init__()
         self.name = name
         self._connection = connection

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import windlass
+
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_running(nothing_left_running_after_module: None) -> None:
@@ -35,15 +37,34 @@ with open(sys.argv[1], "w") as file:
 """
 
 
+#: Of its journal's log and lock one would be standard output.
+ATTACHED = (
+    DETACHED.replace("windlass.Executor(", "windlass.attach(")
+    .replace('"local", cores=1', '"home", journal=sys.argv[2]')
+    .replace("pool.submit(abs, -7)", "pool.submit_function(abs, (-7,))")
+)
+
+
+def run_detached(closed: str, text: str, folder: Path) -> list[str]:
+    """What the program says that is started without these streams."""
+    script, told = folder / "detached.py", folder / "told"
+    script.write_text(text)
+    command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(script), str(told), str(folder / "kept.journal")]
+    with open(os.devnull, "r+") as null:
+        assert subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60).returncode == 0
+    return told.read_text().split("\n")
+
+
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&- >&-", ">&- 2>&-", "2>&-"])
 def test_a_program_without_standard_streams_goes_on(closed: str, tmp_path: Path) -> None:
     """As a daemon has it. None of its descriptors 0 to 2 is a socket or file of ours, which whatever prints would write into."""
-    script, told = tmp_path / "detached.py", tmp_path / "told"
-    script.write_text(DETACHED)
-    command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(script), str(told)]
-    with open(os.devnull, "r+") as null:
-        assert subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60).returncode == 0
-    assert told.read_text().split("\n") == ["7", *["/dev/null"] * 3]
+    assert run_detached(closed, DETACHED, tmp_path) == ["7", *["/dev/null"] * 3]
+
+
+def test_one_that_attaches_keeps_its_journal(tmp_path: Path) -> None:
+    """What a C library printed was written into the journal, and the next life found that it is none."""
+    with windlass.Manager(name="home") as manager, windlass.Factory(manager, "local", cores=1):
+        assert run_detached("<&- >&- 2>&-", ATTACHED, tmp_path) == ["7", *["/dev/null"] * 3]
 
 
 AT_THE_END = """
