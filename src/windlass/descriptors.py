@@ -8,9 +8,11 @@ to need that: a program with few workers stays as it was.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 #: As many are enough: a worker that moves objects has up to three connections to its manager.
@@ -105,14 +107,23 @@ def occupy_standard() -> None:
 
     A socket or file of ours that got such a number would have written into it whatever writes to standard output or error there, and uvloop
     ends the whole process when it is to close one. What the program starts does not inherit them: to that they are closed, as before.
+    Where there is no /dev/null, or no descriptor left, they stay as they are.
     """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            lowest = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # of those that are free
-            if lowest != number:  # another thread was quicker
-                os.close(lowest)
+    if all(map(_is_open, range(3))):
+        return
+    with suppress(OSError):
+        # The system gives the lowest that is free. None of these three is closed again: another thread may be here, and count on it.
+        while (got := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
+            pass
+        os.close(got)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        fcntl.fcntl(number, fcntl.F_GETFD)  # asks no file server, as fstat does
+    except OSError:
+        return False
+    return True
 
 
 class Held:
