@@ -231,15 +231,15 @@ def _with_backends(table: str, sources: Sequence[Source]) -> Sequence[tuple[Sour
     backends = known_backends()
     if kind != "pools":
         if kind == "backends" and name not in backends:
-            raise UnknownName("batch backend", name, backends, within=f"in {sources[0].file}")
+            raise UnknownName("batch backend", name, backends, _left_out(name), within=f"in {sources[0].file}")
         return [(source, name) for source in sources]
     _check_pool_name(sources[0], name, backends)
     said = [source for source in sources if "backend" in source.options]
     if not said:
         raise UsageError(f"{sources[0]} does not say which backend; write for example backend = 'slurm'")
     for source in said:
-        if str(source.options["backend"]) not in backends:
-            raise UnknownName("batch backend", str(source.options["backend"]), backends, within=f"in {source}")
+        if (backend := str(source.options["backend"])) not in backends:
+            raise UnknownName("batch backend", backend, backends, _left_out(backend), within=f"in {source}")
     # A table that says none goes with the file before it, the first one with the file after it.
     about = str(said[0].options["backend"])
     return [(source, about := str(source.options.get("backend", about))) for source in sources]

@@ -158,15 +158,19 @@ def test_an_unknown_word_is_refused_with_pools_and_backends(write: Write) -> Non
         read_configuration().spec("shrt", {})
 
 
-def test_a_frozen_program_without_a_backend_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["", "[pools.mine]\nbackend = 'local'\n", "[backends.local]\ncores = 1\n"])
+def test_a_frozen_program_without_a_backend_is_told_so(text: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that pack follow import statements, and backends are imported by name."""
+    write(text)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
 
     def lacks(name: str) -> None:
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", lacks)
-    with pytest.raises(UnknownName, match=r"there is no pool or batch backend 'local'; .*this is a frozen program, .* pack it with zipapp"):
+    with pytest.raises(
+        UnknownName, match=r"there is no (pool or )?batch backend 'local'.*; .*this is a frozen program, .* pack it with zipapp"
+    ):
         read_configuration().spec("local", {})
 
 
