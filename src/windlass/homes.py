@@ -62,7 +62,7 @@ def _find_home(name: str, module: Any) -> Home:
             return INSTALLED  # built in or frozen
         if not places or not any(map(_exists, places)):
             return BY_VALUE
-        if all(map(is_installed, places)):
+        if all(map(is_installed, places)) or _is_standard(top, places[0]):
             return INSTALLED
         if spec is not None and not spec.has_location and not any(map(_has_python, places)):
             return BY_VALUE  # any folder on the path would do as a namespace package: one of data is none
@@ -77,7 +77,7 @@ def _find_home(name: str, module: Any) -> Home:
         if all(map(is_installed, paths)):
             return INSTALLED
         file = next(path for path in paths if not is_installed(path))
-    elif is_installed(file):
+    elif is_installed(file) or _is_standard(top, file):
         return INSTALLED
     # It must be what an import of that name gives in another process, or in this one before it went elsewhere.
     spec = spec_of(top) if name != top and home_of(top) == LOCAL else find_spec(top)
@@ -96,6 +96,15 @@ def _home_in_compiled(name: str) -> Home:
     file = getattr(module, "__file__", None)
     compiled = file.endswith(".so") if isinstance(file, str) else not hasattr(module, "__path__")  # or a part itself
     return home_of(above) if module is not None and compiled else BY_VALUE
+
+
+def _is_standard(top: str, path: str) -> bool:
+    """It lies where the standard library is, be that an archive, as of programs that bring their Python along."""
+    if top not in sys.stdlib_module_names:
+        return False  # the program's own, which may lie there, too
+    import encodings  # the one that is never frozen, nor built in
+
+    return path.startswith(os.path.join(os.path.dirname(os.path.dirname(encodings.__file__)), ""))
 
 
 def _exists(path: str) -> bool:

@@ -168,9 +168,7 @@ def test_a_frozen_program_without_a_backend_is_told_so(text: str, write: Write, 
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", lacks)
-    with pytest.raises(
-        UnknownName, match=r"there is no (pool or )?batch backend 'local'.*; .*this is a frozen program, .* pack it with zipapp"
-    ):
+    with pytest.raises(UnknownName, match=r"there is no (pool or )?batch backend 'local'.*; .*this is a frozen program, .* zipapp"):
         read_configuration().spec("local", {})
 
 

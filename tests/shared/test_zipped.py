@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import encodings
 import importlib
 import io
 import os
@@ -16,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from windlass import snapshots, zipped
-from windlass.homes import BY_VALUE, LOCAL, home_of
+from windlass import homes, snapshots, zipped
+from windlass.homes import BY_VALUE, INSTALLED, LOCAL, home_of
 from windlass.messages import ObjectName, ObjectRef
 from windlass.objects import content_name
 
@@ -51,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     yield tmp_path
-    for name in [name for name in set(sys.modules) - before if name.startswith("mine_")]:
+    for name in [name for name in set(sys.modules) - before if name.startswith(("mine_", "colorsys"))]:
         del sys.modules[name]
 
 
@@ -164,6 +165,22 @@ def test_a_namespace_package_in_an_archive_is_local_imported_or_not(imported: bo
         importlib.import_module(f"{top}.one")
     assert home_of(top) == home_of(f"{top}.one") == LOCAL
     assert kept.texts(top) == ["x = 1\n"]
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_standard_library_in_an_archive_is_installed(imported: bool, folder: Path, top: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules travelled, and stood before the node's own. Others in it are the program's, as is one of such a name elsewhere."""
+    archive = write(folder / "python.zip", colorsys="x = 1\n", **{top: "x = 1\n"})
+    sys.path.insert(0, str(archive))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    if imported:
+        importlib.import_module("colorsys")
+        importlib.import_module(top)
+    with monkeypatch.context() as patch:
+        patch.setattr(encodings, "__file__", f"{archive}/encodings/__init__.py")
+        assert (home_of("colorsys"), home_of(top)) == (INSTALLED, LOCAL)
+    homes._homes.pop("colorsys")
+    assert home_of("colorsys") == LOCAL
 
 
 @pytest.mark.parametrize("imported", [False, True])
