@@ -451,8 +451,9 @@ class Slot:
         words[base + CHILD] = 0  # before it is reaped, for then the number may be another's
         _, status, usage = os.wait4(pid, 0)
         answered = words[base + FINISHED] == count
+        trackers = kill_group(pid)  # of what it left behind
         stdout, stderr = (b"", b"") if answered else (capture.take(self.link.out), capture.take(self.link.err))
-        if trackers := kill_group(pid):  # what it left behind
+        if trackers:
             outlast(trackers, TRACKER_SECONDS)
             capture.take(self.link.err)  # what these say is not the next call's
         if answered:
