@@ -393,7 +393,7 @@ class ObjectStore:
             if self.limit and over > 0 and self._evict(over) < over:
                 raise StoreFull(
                     f"an object of {size} bytes does not fit into {self._text}: {self.used + self._reserved} of {self.limit} bytes "
-                    "are in use; raise the limit, or wait until calls that use them have ended"
+                    "are in use; wait until calls that use them have ended, or run this with more memory or disk"
                 )
             self._reserved += size
 

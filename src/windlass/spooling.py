@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 A manager's objects are files in memory where that is roomy (`windlass.store_folders`). What does not fit there goes into a second store,
-a folder on disk that is made when it is first needed; an object is in one of the two. Only when both are full is an object refused
-(`StoreFull`); then `windlass.manager.client` lets ``submit`` wait for calls to end.
+a folder on disk that is made when it is first needed; an object is in one of the two. The disk may be small: what that has no room for
+either goes into memory after all, up to a second, higher limit. Only beyond that is an object refused (`StoreFull`); then
+`windlass.manager.client` lets ``submit`` wait for calls to end.
 
 Workers of the manager's host look for objects in the first folder; what they do not find there they ask for, as workers elsewhere do.
 """
@@ -33,19 +34,23 @@ T = TypeVar("T")
 
 
 class SpoolingStore(ObjectStore):
-    """An `ObjectStore` at ``folder`` with another one at ``spool`` (None: without) behind it; limits in bytes, 0: none."""
+    """An `ObjectStore` at ``folder`` with another one at ``spool`` (None: without) behind it; limits in bytes, 0: none.
 
-    def __init__(self, folder: Path, limit: int, spool: Path | None, spool_limit: int = 0) -> None:
+    ``most``: what the first may use for objects that the other has no room for (0: no more than else).
+    """
+
+    def __init__(self, folder: Path, limit: int, spool: Path | None, spool_limit: int = 0, most: int = 0) -> None:
         super().__init__(folder, limit)
         self.far = False
-        self.spool_limit = spool_limit
+        self.spool_limit, self.most = spool_limit, most
         self._spool_folder = spool
         self._spool: ObjectStore | None = None
         self._beginning = threading.Lock()
+        self._going_beyond = threading.Lock()
 
     def could_hold(self, size: int) -> bool:
         """Whether an object of so many bytes would fit if nothing else were here."""
-        limits = [self.limit] if self._spool_folder is None else [self.limit, self.spool_limit]
+        limits = [self.limit] if self._spool_folder is None else [self.limit, self.spool_limit, max(self.limit, self.most)]
         return any(not limit or size <= limit for limit in limits)
 
     def put(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
@@ -82,7 +87,18 @@ class SpoolingStore(ObjectStore):
         except StoreFull as full:
             if self._spool_folder is None:
                 raise
-            return there(self._begin_spool(self._spool_folder, full))
+            try:
+                return there(self._begin_spool(self._spool_folder, full))
+            except StoreFull:
+                if not self.most:
+                    raise
+        with self._going_beyond:
+            limit = self.limit
+            self.limit = limit and max(limit, self.most)  # others that come in this moment may use it as well
+            try:
+                return here()
+            finally:
+                self.limit = limit
 
     def _begin_spool(self, folder: Path, full: StoreFull) -> ObjectStore:
         """The store on disk, made now if need be. Raises ``full``, which is why it is wanted, where the disk is full too."""

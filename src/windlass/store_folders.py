@@ -83,9 +83,9 @@ def default_spool_folder(folder: str | os.PathLike[str]) -> Path | None:
     return Path(_node_scratch(), folder_name(path.name.split("-")[1])) if path.is_relative_to("/dev/shm") else None
 
 
-def default_store_limit(folder: str | os.PathLike[str]) -> int:
-    """Bytes that objects in `folder` may use: half of what is free there now, and if it is memory, a quarter of what is free of that and of
-    what this process may have: files there count as a job's memory, which the batch system may hold it to."""
+def default_store_limit(folder: str | os.PathLike[str], part: float = 0.25) -> int:
+    """Bytes that objects in `folder` may use: half of what is free there now, and if it is memory, a quarter of what is free of that, and
+    this part of what this process may have: files there count as a job's memory, which the batch system may hold it to."""
     status = os.statvfs(folder)
     half = status.f_bavail * status.f_frsize // 2
     if not os.fspath(folder).startswith("/dev/shm"):
@@ -93,7 +93,7 @@ def default_store_limit(folder: str | os.PathLike[str]) -> int:
     from windlass.worker import memory
 
     allowed = memory.smallest(map(memory.limit_of, memory.own_cgroups()))
-    return min(half, _memory_available() // 4, allowed // 4 if allowed else half)
+    return min(half, _memory_available() // 4, int(allowed * part) if allowed else half)
 
 
 def remove_dead_folders(base: str) -> list[str]:

@@ -510,7 +510,7 @@ def test_no_room_for_joined_inputs_ends_the_call(tmp_path: Path) -> None:
     error = wide.exception(20)
     assert isinstance(error, InputFailed)
     assert str(error).startswith("call 11 (lib.f) was not run, because its inputs could not be kept for it: ")
-    assert "raise the limit" in str(error)
+    assert "run this with more memory or disk" in str(error)
     bench.nothing_left()
     store.close()
 

@@ -188,7 +188,7 @@ def test_past_the_limit_the_least_recently_used_goes_first(store: ObjectStore) -
 
 def test_what_is_pinned_stays_and_the_newcomer_is_refused(store: ObjectStore) -> None:
     ref = store.put(b"a" * 900, pin=True)
-    with pytest.raises(StoreFull, match=r"an object of 200 bytes does not fit .*900 of 1000 bytes are in use; raise the limit") as caught:
+    with pytest.raises(StoreFull, match=r"an object of 200 bytes does not fit .*900 of 1000 bytes are in use; wait until calls") as caught:
         store.put(b"b" * 200)
     assert isinstance(caught.value, OSError)
     assert isinstance(caught.value, WindlassError)
@@ -611,6 +611,7 @@ def test_the_default_limit_in_memory_is_part_of_what_the_job_may_have(tmp_path: 
     (tmp_path / "job").write_text("4000\n")
     monkeypatch.setattr(memory, "own_cgroups", lambda: groups)
     assert store_folders.default_store_limit("/dev/shm") == 1000
+    assert store_folders.default_store_limit("/dev/shm", 0.5) == 2000
     assert store_folders.default_store_limit(tmp_path) > 1000
     groups.clear()
     assert store_folders.default_store_limit("/dev/shm") != 1000

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from windlass import Manager
 from windlass.dataplane import DataServer
 from windlass.errors import StoreFull
 from windlass.messages import ObjectName, PutObject
 from windlass.spooling import SpoolingStore
+from windlass.worker import memory
 
 
 @pytest.fixture
@@ -36,6 +38,37 @@ def test_what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refus
     assert store.path(fourth.name).parent == tmp_path / "disk"
     assert not store.has(second.name)
     store.check()
+
+
+def test_what_the_disk_has_no_room_for_may_use_more_of_the_memory(tmp_path: Path) -> None:
+    """A large result was refused where the disk is small, and nothing else was there. Others keep to the lower limit."""
+    store = SpoolingStore(tmp_path / "memory", 100, tmp_path / "disk", 50, 200)
+    large = store.put_result(b"r" * 150)
+    assert store.path(large.name).parent == tmp_path / "memory"
+    assert store.path(store.put(b"a" * 40, pin=True).name).parent == tmp_path / "disk"
+    assert store.path(store.put(b"b" * 40, pin=True).name).parent == tmp_path / "memory"
+    with pytest.raises(StoreFull, match=r"an object of 40 bytes does not fit into .*memory: 190 of 200 bytes are in use; wait"):
+        store.put(b"c" * 40)
+    assert [store.could_hold(size) for size in (200, 201)] == [True, False]
+    store.discard(large.name)
+    incoming = store.receive("r-" + "0" * 32, 160)
+    incoming.write(b"s" * 160)
+    incoming.commit()
+    assert store.limit == 100
+    store.check()
+
+
+def test_a_manager_in_a_job_has_a_quarter_of_it_and_half_for_what_fits_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = memory.Cgroup(str(tmp_path / "limit"), "", "", "")
+    (tmp_path / "limit").write_text("400000\n")
+    monkeypatch.setattr(memory, "own_cgroups", lambda: [group])
+    with Manager() as manager:
+        store = manager._store  # pyright: ignore[reportPrivateUsage]
+        if not store.folder.is_relative_to("/dev/shm"):
+            pytest.skip("/dev/shm is not roomy here")
+        assert (store.limit, store.most) == (100_000, 200_000)
 
 
 def test_an_object_on_disk_is_used_again_and_not_kept_twice(store: SpoolingStore) -> None:

@@ -362,6 +362,7 @@ def small_store(leaves_nothing_running: None) -> Iterator[Manager]:
     with Manager() as manager:
         store = manager._store  # pyright: ignore[reportPrivateUsage]
         store.limit = store.spool_limit = 4 * MB
+        store.most = 0
         manager.install_library("lib", take)
         yield manager
 

@@ -408,7 +408,7 @@ def test_large_results_are_found_though_the_store_has_no_room_for_all(tmp_path: 
     for life in range(2):
         with pool(journal=tmp_path / "journal") as executor:
             store = manager_of(executor)._store  # pyright: ignore[reportPrivateUsage]
-            store.limit, store.spool_limit = 2 << 20, 1
+            store.limit, store.spool_limit, store.most = 2 << 20, 1, 0
             if not life:
                 for size in range(5):
                     assert executor.submit(big, str(tmp_path), 120_000 + size).result().size == 120_000 + size
