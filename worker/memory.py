@@ -36,6 +36,8 @@ LOOK_SHARE: Final = 0.7
 NEAR_SHARE: Final = 0.95
 #: What the kernel holds for processes itself, at most: a part of what they hold.
 KERNELS_PART: Final = 16
+#: Room in swap for less than this share of what a cgroup is slowed down at is none.
+LITTLE_SWAP: Final = 1 / 16
 #: What files in memory have of the limit is told from this share on.
 FILES_SHARE: Final = 0.1
 #: Seconds between looks, far from and near the limit.
@@ -60,7 +62,7 @@ class Usage(NamedTuple):
 
 class Cgroup(NamedTuple):
     """A memory cgroup that the worker is in: files for its limit and its use, and the one that counts kills; and of version 2 the one for
-    what it is slowed down at."""
+    what it is slowed down at, where it is of this job and nobody else's."""
 
     limit_file: str
     usage_file: str
@@ -97,7 +99,9 @@ def parse_cgroups(membership: str, mounts: str) -> list[Cgroup]:
         for depth in range(len(parts), -1, -1):
             folder = "/".join([point, *parts[:depth]])
             if version == "v2":
-                files = ("memory.max", "memory.current", "memory.stat", "memory.events", "memory.high")
+                # The innermost, or Slurm's of this job, whose tasks are below it. Others are a user's of all that he has here.
+                own = depth == len(parts) or any(part.startswith("job_") for part in parts[:depth])
+                files = ("memory.max", "memory.current", "memory.stat", "memory.events", "memory.high" if own else "")
             else:
                 files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "memory.oom_control", "")
             found.append(Cgroup(*(name and f"{folder}/{name}" for name in files)))
@@ -113,9 +117,18 @@ def parse_limit(text: str) -> int:
 
 def limit_of(group: Cgroup) -> int:
     """What the cgroup may have; 0: no limit. At its ``memory.high`` nobody is ended, but made to wait, so that calls would stand nearly
-    still between that and the limit; Slurm sets it to what a job is granted, and the limit to what the site allows beyond."""
-    files = (file for file in (group.limit_file, group.high_file) if file)
-    return smallest(parse_limit(read_text(file)) for file in files)
+    still between that and the limit; Slurm sets it to what a job is granted, and the limit to what the site allows beyond. What can go to
+    swap goes there at that point, and all goes on."""
+    limit = parse_limit(read_text(group.limit_file))
+    high = parse_limit(read_text(group.high_file)) if group.high_file else 0
+    return smallest([limit, high]) if high and _swap_left(os.path.dirname(group.high_file)) < high * LITTLE_SWAP else limit
+
+
+def _swap_left(folder: str) -> int:
+    """Bytes that the cgroup of version 2 there may still put into swap."""
+    free = parse_table(read_text("/proc/meminfo")).get("SwapFree", 0)
+    most = read_text(f"{folder}/memory.swap.max").strip()
+    return min(free, int(most) - parse_limit(read_text(f"{folder}/memory.swap.current"))) if most.isdigit() else free
 
 
 def parse_table(text: str) -> dict[str, int]:

@@ -277,9 +277,23 @@ def test_file_pages_that_can_be_dropped_do_not_fill_a_cgroup(tmp_path: Path) -> 
     assert memory.cgroup_excess([group]) == pytest.approx(0.26), "what was read twice, and what must be written first"
 
 
-def test_what_a_cgroup_is_slowed_down_at_is_its_limit(tmp_path: Path) -> None:
+@pytest.fixture
+def swap(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many bytes of the machine's swap are free: none to begin with."""
+    free = {"kB": 0}
+    read = memory.read_text
+
+    def read_or_know(path: str) -> str:
+        return f"MemTotal: 1000000 kB\nSwapFree: {free['kB']} kB\n" if path == "/proc/meminfo" else read(path)
+
+    monkeypatch.setattr(memory, "read_text", read_or_know)
+    return free
+
+
+def test_what_a_cgroup_is_slowed_down_at_is_its_limit(tmp_path: Path, swap: dict[str, int]) -> None:
     """Slurm sets that to what a job is granted, and the limit to what the site allows beyond (AllowedRAMSpace): calls stood nearly still
     between the two, and nobody was told."""
+    assert swap == {"kB": 0}
     group = cgroup(tmp_path, limit=1100, used=990, droppable=0, kills=0)._replace(high_file=str(tmp_path / "memory.high"))
     assert memory.limit_of(group) == 1100
     for high, limit in (("1000", 1000), ("max", 1100), ("2000", 1100)):
@@ -287,7 +301,39 @@ def test_what_a_cgroup_is_slowed_down_at_is_its_limit(tmp_path: Path) -> None:
         assert memory.limit_of(group) == limit
         assert memory.read_limit(0, [group]) == limit
         assert memory.cgroup_excess([group]) == pytest.approx(990 / limit)
-    assert parse_cgroups("0::/job_7\n", V2_MOUNTS)[0].high_file == "/sys/fs/cgroup/job_7/memory.high"
+
+
+def test_what_can_be_swapped_is_no_want_of_memory(tmp_path: Path, swap: dict[str, int]) -> None:
+    """The kernel begins to swap there, use stays near it, and all goes on; calls were ended one after another."""
+    group = cgroup(tmp_path, limit=64 << 20, used=990, droppable=0, kills=0)._replace(high_file=str(tmp_path / "memory.high"))
+    (tmp_path / "memory.high").write_text(f"{32 << 20}\n")
+    for free, most, current, limit in (
+        (4096, "max", 0, 64 << 20),
+        (4096, "0", 0, 32 << 20),
+        (4096, str(8 << 20), 0, 64 << 20),
+        (4096, str(8 << 20), 7 << 20, 32 << 20),  # it has used it up
+        (1024, str(8 << 20), 0, 32 << 20),  # others have used it up
+        (0, "max", 0, 32 << 20),
+    ):
+        swap["kB"] = free
+        (tmp_path / "memory.swap.max").write_text(f"{most}\n")
+        (tmp_path / "memory.swap.current").write_text(f"{current}\n")
+        assert memory.limit_of(group) == limit, (free, most, current)
+
+
+def test_what_a_user_is_slowed_down_at_with_all_his_programs_is_no_limit_of_a_worker() -> None:
+    """A call of 20 MiB was ended on a login node, and the next ones, as the user's other programs came near the MemoryHigh= of his slice."""
+
+    def slowed(membership: str) -> list[str]:
+        groups = parse_cgroups(f"0::{membership}\n", V2_MOUNTS)
+        return [group.high_file.removeprefix("/sys/fs/cgroup") for group in groups if group.high_file]
+
+    assert slowed("/user.slice/user-7.slice/session-3.scope") == ["/user.slice/user-7.slice/session-3.scope/memory.high"]
+    job = "/system.slice/slurmstepd.scope/job_7"
+    assert slowed(f"{job}/step_0/user/task_0") == [
+        f"{folder}/memory.high" for folder in (f"{job}/step_0/user/task_0", f"{job}/step_0/user", f"{job}/step_0", job)
+    ]
+    assert slowed("/") == ["/memory.high"], "a container's own"
     assert parse_cgroups("4:memory:/job_7\n", V1_MOUNTS)[0].high_file == ""
 
 
