@@ -5,8 +5,8 @@ Theory of operation
 A result goes to a manager of the same host by its file's name, and nothing is copied. But the memory of a file in /dev/shm counts to the
 end as that of the cgroup whose process wrote it, whoever has the file then: a program that keeps its results would fill with them the jobs
 that made them, and each further call there would be ended for want of memory. So a pilot in a cgroup with a limit looks now and then at
-what such files have of it (`windlass.worker.memory.files_in_memory`), and while that is more than `SHARE`, sends bytes, which count as the
-manager's from then on.
+what such files have of it (`windlass.worker.memory.files_in_memory`), and while that of earlier results is more than `SHARE`, sends bytes,
+which count as the manager's from then on. The result that is to go is there by then, and says nothing of whether such are kept.
 
 Where the manager is held to the same limit, as in one job with its pilot, a copy would gain nothing, and files go by name.
 """
@@ -44,5 +44,5 @@ class Burden:
             return False
         self._given += size
         if self._heavy or self._given >= BETWEEN * self._limit:
-            self._given, self._heavy = 0, self._look() > SHARE * self._limit
+            self._given, self._heavy = 0, self._look() - size > SHARE * self._limit
         return self._heavy

@@ -40,7 +40,7 @@ def test_results_are_copied_while_those_of_before_fill_the_job(tmp_path: Path) -
     burden.use_manager("4:memory:/\n", MOUNTS.format(tmp_path))
     assert not any(burden.is_heavy(MIB) for _ in range(24))
     assert looks.count == 0
-    looks.files = 101 * MIB
+    looks.files = 102 * MIB
     assert burden.is_heavy(MIB)
     assert burden.is_heavy(1)
     assert looks.count == 2
@@ -50,10 +50,22 @@ def test_results_are_copied_while_those_of_before_fill_the_job(tmp_path: Path) -
     assert looks.count == 3
 
 
+def test_a_large_result_is_not_what_those_of_before_cost(tmp_path: Path) -> None:
+    """Each was copied, and took twice as long, though the program had let go all of those before."""
+    looks = Looks()
+    burden = Burden(groups_of_a_job(tmp_path, 400 * MIB), 400 * MIB, looks)
+    burden.use_manager("4:memory:/\n", MOUNTS.format(tmp_path))
+    looks.files = 150 * MIB
+    assert not any(burden.is_heavy(150 * MIB) for _ in range(3))
+    looks.files = 300 * MIB
+    assert burden.is_heavy(150 * MIB), "one of before is still there"
+    assert looks.count == 4
+
+
 def test_where_a_copy_counts_the_same_there_is_none(tmp_path: Path) -> None:
     """A manager in the same job, as with local pools inside of one; and a pilot that nobody holds to its memory."""
     looks = Looks()
-    looks.files = 400 * MIB
+    looks.files = 401 * MIB
     burden = Burden(groups_of_a_job(tmp_path, 400 * MIB), 400 * MIB, looks)
     burden.use_manager("4:memory:/slurm/job_7/task_0\n", MOUNTS.format(tmp_path))
     assert not burden.is_heavy(300 * MIB)
