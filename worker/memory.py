@@ -234,13 +234,14 @@ def kept(usage: int, stat: Mapping[str, int]) -> int:
 
 
 def files_in_memory(groups: Iterable[Cgroup]) -> int:
-    """Bytes of files in memory (/dev/shm, a tmpfs) that count there, mapped or not, in the cgroup with a limit that has most of them.
+    """Bytes of files in memory (/dev/shm, a tmpfs) that count in the cgroup with the least limit, mapped or not: in one above it that has
+    a limit, too, there are also those of other jobs.
 
     Those of large arguments and results are among them, and what calls have left; also when they have gone into another's folder since.
     """
-    limited = (group for group in groups if limit_of(group))
-    tables = (parse_table(read_text(group.stat_file)) for group in limited)
-    return max((table.get("total_shmem", table.get("shmem", 0)) for table in tables), default=0)
+    least = min((group for group in groups if limit_of(group)), key=limit_of, default=None)
+    table = parse_table(read_text(least.stat_file)) if least is not None else {}
+    return table.get("total_shmem", table.get("shmem", 0))
 
 
 def oom_kills(groups: Sequence[Cgroup]) -> int:

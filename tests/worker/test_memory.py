@@ -359,6 +359,17 @@ def test_files_in_memory_are_counted_in_the_cgroup_that_limits_them(tmp_path: Pa
     assert memory.files_in_memory([group]) == 0
 
 
+def test_files_in_memory_of_other_jobs_are_none_of_this_ones(tmp_path: Path) -> None:
+    """Each result was copied, and texts told of 2 GiB of files in memory in a job that had none: they were in the group of all jobs."""
+    groups: list[Cgroup] = []
+    for name, limit, shmem in (("step", UNLIMITED, 0), ("job", 4 * GIB, 5), ("all", 256 * GIB, 2 * GIB)):
+        (tmp_path / name).mkdir()
+        groups.append(cgroup(tmp_path / name, limit=limit, used=0, droppable=0, kills=0))
+        (tmp_path / name / "memory.stat").write_text(f"shmem {shmem}\n")
+    assert memory.files_in_memory(groups) == 5
+    assert memory.files_in_memory([]) == 0
+
+
 def test_a_kill_is_counted_where_the_process_was_also_without_a_limit_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm limits job and step and has a group for each task; version 1 counts in that one alone."""
     inner = tmp_path / "slurm" / "job_7" / "step_0" / "task_0"
