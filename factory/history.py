@@ -429,7 +429,7 @@ class CommandBudget:
     def query_pace(self, now: float, interval: float) -> float:
         """Seconds between queries, ``interval`` or more: they leave room for as many other commands as lately, and some more.
 
-        Who asks for more queries than the limit has room for gets half of them so, and the others one by one: else they would take the ten
+        Who asks for more queries than the limit has room for gets half of them so, and the others in the time that is left: else they would take the ten
         minutes' commands, and nothing could be submitted, nor a factory end, until these are over.
         """
         since = now - SUSTAINED_SECONDS
@@ -439,7 +439,7 @@ class CommandBudget:
         room = max(most - others, LEAST_QUERIES)
         fitting, asked, quick = SUSTAINED_SECONDS / room, interval * most / room, room // 2
         if asked < fitting and queries >= quick:
-            fitting = asked = SUSTAINED_SECONDS / (room - quick)
+            fitting = asked = (SUSTAINED_SECONDS - quick * asked) / (room - quick)
         return max(interval, min(fitting, asked))
 
     def free_at(self, now: float, *, kept: bool = False, count: int = 1) -> float:

@@ -304,7 +304,18 @@ def test_queries_make_room_for_the_other_commands(others: int, pace: float) -> N
     assert budget.query_pace(599.0, 60.0) == max(60.0, pace)
 
 
-@pytest.mark.parametrize("interval", [0.5, 2.0, 10.0, 29.0])
+@pytest.mark.parametrize(("interval", "others", "pace"), [(29.0, 0, 31.0), (15.0, 0, 45.0), (1.0, 0, 59.0), (29.0, 8, 51 + 2 / 3)])
+def test_who_asks_for_a_few_more_queries_than_fit_waits_little_longer(interval: float, others: int, pace: float) -> None:
+    """A query_interval of 29 s gave a query a minute, half of what 30 s gives. What the quick ones leave of ten minutes is the others'."""
+    budget = CommandBudget(CommandLimits())
+    for number in range(others):
+        budget.spend("submit", 30.0 * number)
+    for number in range(10):
+        budget.spend("query", 500.0 + number)
+    assert budget.query_pace(510.0, interval) == pytest.approx(pace)
+
+
+@pytest.mark.parametrize("interval", [0.5, 2.0, 10.0, 20.0, 29.0, 29.9])
 def test_who_asks_for_more_queries_than_there_is_room_for_can_submit_all_the_same(interval: float) -> None:
     """Queries took all thirty commands in a minute: for nine more nothing was submitted, and a program that ended waited for that."""
     budget = CommandBudget(CommandLimits())
