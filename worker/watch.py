@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from windlass.blocking import in_thread
 from windlass.messages import OUT_OF_MEMORY, CallEnd, CallId, EndDetail, InstanceId
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from windlass.worker.libraries import Entry, Libraries
 
 log = logging.getLogger("windlass.worker")
+
+#: So long after a kill by the kernel a slot that died of it, or a command, is heard of.
+UNTOLD_SECONDS: Final = 10.0
 
 
 class MemoryWatch:
@@ -44,7 +47,9 @@ class MemoryWatch:
         self.limit = limit
         #: Bytes in use when last looked at.
         self.used = 0
-        self._kills = memory.oom_kills(groups)
+        #: The kernel's kills that have been told of, and all of them, since when it is so many.
+        self._kills = self._counted = memory.oom_kills(groups)
+        self._counted_at = 0.0
         self._explained: float = 0.0
         self._peaks: dict[tuple[CallId, int], int] = {}
 
@@ -65,6 +70,7 @@ class MemoryWatch:
         """One look; True when the limit is near. Ends a call when it is reached."""
         from windlass.worker.slotproc import descendants
 
+        self.count_kills(time.monotonic())
         entries = self._libraries.entries
         roots = [pid for entry in entries.values() for pid in entry.library.slot_pids().values()]
         others = [os.getpid(), *(pid for entry in entries.values() if (pid := entry.library.zygote_pid))]
@@ -85,6 +91,14 @@ class MemoryWatch:
             self._end(worst, worst.call)
         return self.used >= memory.LOOK_SHARE * self.limit or fullness >= memory.LOOK_SHARE
 
+    def count_kills(self, now: float) -> None:
+        """Those of which no slot has died, nor a command ended, were of others, as of what calls start: they explain no later death."""
+        kills = memory.oom_kills(self._groups)
+        if kills != self._counted:
+            self._counted, self._counted_at = kills, now
+        elif now - self._counted_at >= UNTOLD_SECONDS:
+            self._kills = kills
+
     def explain(self, end: CallEnd) -> CallEnd:
         """A slot died in this call: if the kernel ended it for want of memory, say so."""
         detail = end.detail
@@ -99,13 +113,19 @@ class MemoryWatch:
         text = f"the kernel ended the call because the pilot's memory ran out{files}" + (f"; {detail.text}" if detail.text else "")
         end.outcome = OUT_OF_MEMORY
         end.detail = EndDetail((), text, detail.signal, detail.exit_status, detail.peak_memory)
-        self.complete(end)
+        self._complete(end)
         return end
 
     def complete(self, end: CallEnd) -> None:
-        """It has run out of memory, and who says so may not know of how much."""
+        """It has run out of memory: by this watch, or a slot says so of a command, and does not know of how much. Then it has told of a
+        kill by the kernel, which explains no death besides."""
+        if end.detail is not None and not end.detail.limit:
+            self._kills = min(self._kills + 1, memory.oom_kills(self._groups))
+            self._complete(end)
+
+    def _complete(self, end: CallEnd) -> None:
         detail = end.detail
-        if detail is not None and not detail.limit:
+        if detail is not None:
             share = memory.share_of(self.limit, 0, self._libraries.slots())
             end.detail = EndDetail((), detail.text, detail.signal, detail.exit_status, detail.peak_memory, share, self.limit)
 

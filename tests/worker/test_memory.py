@@ -422,6 +422,42 @@ def test_a_death_by_the_kernels_own_choice_is_told_as_one_for_memory(tmp_path: P
     )
 
 
+def test_a_kill_that_is_told_or_nobodys_explains_no_later_death(tmp_path: Path) -> None:
+    """Hours after a command, or what a call had started, was killed for memory, a slot that somebody ended was told as one, and its call
+    failed for good. Of what comes within seconds the order does not matter."""
+    group = cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=0)
+    watch = MemoryWatch(cast(Any, NoLibraries()), cast(Any, None), GIB, [group], lambda _: None)
+
+    def died() -> int:
+        return watch.explain(CallEnd(CallId(1), 1, DIED, detail=EndDetail(text="the slot was killed", signal=9))).outcome
+
+    def told() -> None:
+        watch.complete(CallEnd(CallId(2), 1, OUT_OF_MEMORY, detail=EndDetail(text="a command was killed", signal=9, peak_memory=5)))
+
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=1)
+    told()
+    assert died() == DIED
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=3)  # a command and a slot
+    told()
+    assert died() == OUT_OF_MEMORY
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=4)  # a child of a call
+    watch.count_kills(100.0)
+    watch.count_kills(105.0)
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=5)
+    watch.count_kills(109.0)
+    watch.count_kills(118.0)
+    assert died() == OUT_OF_MEMORY, "it may be of one of these"
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=6)
+    watch.count_kills(200.0)
+    watch.count_kills(210.0)
+    assert died() == DIED
+    told()
+    assert died() == DIED
+    watch.complete(CallEnd(CallId(2), 1, OUT_OF_MEMORY, detail=EndDetail(text="by the watch", signal=9, limit=GIB)))
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=7)
+    assert died() == OUT_OF_MEMORY
+
+
 def test_reading_what_is_not_there_gives_nothing() -> None:
     """Files of /proc and /sys come and go."""
     assert memory.read_text("/proc/self/nothing") == ""
