@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,10 +39,11 @@ MEMORY = "300MB"
 
 
 class Enforcing(SlurmCluster):
-    """A cluster of one node, whose name is its own: it is in the names of the groups, which all clusters of the machine share."""
+    """A cluster of one node, whose name is its own: it is in the names of the groups, which all clusters of the machine share, and tells
+    whose they are (`remove_left`)."""
 
     def _write_conf(self, cpus: int, memory: int, lines: Mapping[str, str]) -> None:
-        self.nodes = (f"c{secrets.token_hex(4)}",)
+        self.nodes = (f"c{os.getpid()}x{secrets.token_hex(2)}",)
         (self.folder / f"spool.{self.nodes[0]}").mkdir()
         super()._write_conf(cpus, memory, lines)
         (self.folder / "cgroup.conf").write_text(ENFORCED)
@@ -50,15 +52,32 @@ class Enforcing(SlurmCluster):
     def groups(self) -> list[Path]:
         """The groups that are there of it, the innermost first."""
         tops = [CGROUPS / controller / f"slurm_{self.nodes[0]}" for controller in CONTROLLERS]
-        found = [Path(folder) for top in tops for folder, _, _ in os.walk(top)]
-        return sorted(found, key=lambda path: len(path.parts), reverse=True)
+        return [group for top in tops for group in below(top)]
 
     def remove_groups(self) -> bool:
         """Remove those that are empty; whether none is left."""
-        for group in self.groups:
-            with contextlib.suppress(OSError):
-                group.rmdir()
+        remove_empty(self.groups)
         return not self.groups
+
+
+def below(top: Path) -> list[Path]:
+    """A group and all in it, the innermost first."""
+    return [Path(folder) for folder, _, _ in os.walk(top, topdown=False)]
+
+
+def remove_empty(groups: list[Path]) -> None:
+    for group in groups:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def remove_left(root: Path) -> None:
+    """Remove groups of such tests that were killed."""
+    for controller in CONTROLLERS:
+        for top in (root / controller).glob("slurm_c*x????"):
+            owner = top.name.removeprefix("slurm_c").partition("x")[0]
+            if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
+                remove_empty(below(top))
 
 
 def _cannot() -> str:
@@ -76,12 +95,15 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory, until_in_module: Unt
     require_slurm()
     if why := _cannot():
         pytest.skip(why)
+    remove_left(CGROUPS)
     cluster = Enforcing(tmp_path_factory.mktemp("cgroups"), nodes=1, cpus=2, memory=1000, lines=LINES)
     with ExitStack() as stack:
         stack.callback(until_in_module, "no cgroup of the cluster is left", cluster.remove_groups)
         try:
             stack.enter_context(cluster)
         except (RuntimeError, TimeoutError) as error:  # later releases of Slurm know version 2 alone
+            stack.pop_all()  # what it has begun may go later: this is no test
+            cluster.remove_groups()
             pytest.skip(f"this Slurm cannot do it here: {error}")
         yield cluster
 
@@ -107,6 +129,17 @@ def hold(path: str) -> int:
 
 def make(megabytes: int) -> Any:
     return numpy.zeros(megabytes << 20, "u1")
+
+
+def test_groups_of_killed_tests_are_removed_and_those_of_others_stay(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine, theirs = f"slurm_c{os.getpid()}x01ab", f"slurm_c{ended.pid}x23cd"
+    for name in (mine, theirs, "slurm_node1", "slurm_cx0123"):
+        (tmp_path / "memory" / name / "uid_0" / "job_1").mkdir(parents=True)
+    remove_left(tmp_path)
+    assert {path.name for path in (tmp_path / "memory").iterdir()} == {mine, "slurm_node1", "slurm_cx0123"}
+    assert (tmp_path / "memory" / mine / "uid_0" / "job_1").is_dir()
 
 
 def test_a_call_that_the_kernel_ends_costs_its_pilot_nothing(
