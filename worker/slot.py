@@ -353,7 +353,9 @@ class Slot:
             from windlass.commands import KilledForMemory
 
             if isinstance(error, KilledForMemory):
-                return OUT_OF_MEMORY, b"", EndDetail(text=bounded(str(error)), signal=signal.SIGKILL, peak_memory=error.peak_memory)
+                payload, detail = pickling.pack_exception(error.otherwise)
+                text = bounded(str(error))
+                return OUT_OF_MEMORY, payload, EndDetail(detail.types, text, signal.SIGKILL, peak_memory=error.peak_memory)
         return RAISED, *pickling.pack_exception(error)
 
     def not_begun(self, run: CallRun, error: BaseException) -> tuple[int, bytes, EndDetail]:

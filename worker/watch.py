@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from windlass.blocking import in_thread
-from windlass.messages import OUT_OF_MEMORY, CallEnd, CallId, EndDetail, InstanceId
+from windlass.messages import OUT_OF_MEMORY, RAISED, CallEnd, CallId, EndDetail, InstanceId
 from windlass.worker import memory
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("windlass.worker")
 
+#: What is said of an attempt at a command that was killed, and not for memory.
+KILLED_BY_SOMEBODY: Final = "the command was killed, and not by the kernel for want of memory"
 #: So long after a kill by the kernel a slot that died of it, or a command, is heard of.
 UNTOLD_SECONDS: Final = 10.0
 
@@ -48,8 +50,9 @@ class MemoryWatch:
         self.limit = limit
         #: Bytes in use when last looked at.
         self.used = 0
-        #: The kernel's kills that have been told of, and all of them, since when it is so many.
-        self._kills = self._counted = memory.oom_kills(groups)
+        #: The kernel's kills: those of which a slot's death or a command has told; those that explain no further death; and all of them,
+        #: since when it is so many.
+        self._told = self._kills = self._counted = memory.oom_kills(groups)
         self._counted_at = 0.0
         self._explained: float = 0.0
         self._peaks: dict[tuple[CallId, int], int] = {}
@@ -109,7 +112,9 @@ class MemoryWatch:
         if kills <= self._kills and not (end.ended_at and end.ended_at == self._explained):
             return end
         # Calls that one slot ran at once have died in one instant, and it is one kill.
-        self._kills, self._explained = kills, end.ended_at
+        if not end.ended_at or end.ended_at != self._explained:
+            self._note_told(kills)
+        self._explained = end.ended_at
         files = memory.of_files(memory.files_in_memory(self._groups), self.limit)
         text = f"the kernel ended the call because the pilot's memory ran out{files}" + (f"; {detail.text}" if detail.text else "")
         end.outcome = OUT_OF_MEMORY
@@ -119,10 +124,21 @@ class MemoryWatch:
 
     def complete(self, end: CallEnd) -> None:
         """It has run out of memory: by this watch, or a slot says so of a command, and does not know of how much. Then it has told of a
-        kill by the kernel, which explains no death besides."""
-        if end.detail is not None and not end.detail.limit:
-            self._kills = min(self._kills + 1, memory.oom_kills(self._groups))
+        kill by the kernel, which explains no death besides. Where others have told of all of them somebody else has ended the command, and
+        what it raises for that has come along."""
+        detail = end.detail
+        if detail is None or detail.limit:
+            return
+        kills = memory.oom_kills(self._groups)
+        if end.payload and self._groups and kills <= self._told:
+            end.outcome, end.detail = RAISED, EndDetail(detail.types, KILLED_BY_SOMEBODY)
+        else:
+            end.payload = b""
+            self._note_told(kills)
             self._complete(end)
+
+    def _note_told(self, kills: int) -> None:
+        self._told, self._kills = min(self._told + 1, kills), min(self._kills + 1, kills)
 
     def _complete(self, end: CallEnd) -> None:
         detail = end.detail

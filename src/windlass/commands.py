@@ -92,33 +92,35 @@ class CommandResult:
 
 
 class KilledForMemory(Exception):
-    """A command that the kernel has ended as the pilot's memory ran out. In a slot only: its call ends as out of memory."""
+    """A command that the kernel has ended as the pilot's memory ran out. In a slot only: its call ends as out of memory.
 
-    def __init__(self, text: str, peak_memory: int) -> None:
+    ``otherwise``: what it is if the worker knows that it was another process (`windlass.worker.watch`).
+    """
+
+    def __init__(self, text: str, peak_memory: int, otherwise: CommandFailed) -> None:
         super().__init__(text)
-        self.peak_memory = peak_memory
+        self.peak_memory, self.otherwise = peak_memory, otherwise
 
 
 def failure_of(result: CommandResult, command: str, kills: int = 0) -> CommandFailed | KilledForMemory:
     """What to raise where it was not successful. ``kills``: processes of its pilot that the kernel has ended for memory while it ran."""
     killed = kills > 0 and result.signal == signals.SIGKILL
-    how = how_ended(result.exit_code, result.missing)
-    if killed:
-        how += ": the kernel ended it because the pilot's memory ran out; give it more: memory=..., or memory='auto'"
-    elif kills > 0:
-        how += "; while it ran the kernel ended something in this pilot because its memory ran out"
+    how = f"{command} {how_ended(result.exit_code, result.missing)}"
+    beside = "; while it ran the kernel ended something in this pilot because its memory ran out" if kills > 0 else ""
     tail = (result.stderr or result.stdout)[-TAIL_BYTES:].strip()
-    text = f"{command} {how}" + (f"; the end of what it wrote:\n{tail}" if tail else "")
-    if killed:
-        return KilledForMemory(text, result.peak_memory)
-    return CommandFailed(
-        text,
+    end = f"; the end of what it wrote:\n{tail}" if tail else ""
+    failed = CommandFailed(
+        f"{how}{beside}{end}",
         exit_code=result.exit_code,
         signal=result.signal,
         stdout=_short(result.stdout),
         stderr=_short(result.stderr),
         missing=result.missing,
     )
+    if not killed:
+        return failed
+    why = ": the kernel ended it because the pilot's memory ran out; give it more: memory=..., or memory='auto'"
+    return KilledForMemory(f"{how}{why}{end}", result.peak_memory, failed)
 
 
 def library_of(gpus: int) -> str:

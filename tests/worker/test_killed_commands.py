@@ -10,7 +10,8 @@ import pytest
 from windlass import commands
 from windlass.commands import CommandResult, KilledForMemory, failure_of
 from windlass.errors import CommandFailed
-from windlass.messages import OUT_OF_MEMORY, RAISED, CallEnd, CallId, EndDetail, InstanceId
+from windlass.messages import DIED, OUT_OF_MEMORY, RAISED, CallEnd, CallId, EndDetail, InstanceId
+from windlass.pickling import unpack_exception
 from windlass.worker import memory
 from windlass.worker.memory import Cgroup
 from windlass.worker.slot import Slot
@@ -31,7 +32,8 @@ def test_a_command_that_the_kernel_killed_for_memory_is_out_of_memory(exit_code:
     error = failure_of(CommandResult(exit_code, stderr="Killed\n", peak_memory=77), "the command", 1)
     assert isinstance(error, KilledForMemory)
     outcome, payload, detail = Slot.raised(error)
-    assert (outcome, payload, detail.signal, detail.peak_memory) == (OUT_OF_MEMORY, b"", 9, 77)
+    assert (outcome, detail.signal, detail.peak_memory) == (OUT_OF_MEMORY, 9, 77)
+    assert isinstance(unpack_exception(payload), CommandFailed), "for a worker that knows better"
     assert detail.text == f"the command {how}{RAN_OUT}; the end of what it wrote:\nKilled"
 
 
@@ -64,15 +66,52 @@ def test_kills_are_counted_in_the_slots_own_cgroup(tmp_path: Path, monkeypatch: 
     assert commands.kills_here() == 3
 
 
+class TwoSlots:
+    entries: ClassVar[dict[InstanceId, Any]] = {}
+
+    def slots(self) -> int:
+        return 2
+
+
+def test_a_command_that_somebody_killed_is_no_want_of_memory_where_others_told_of_the_kernels_kills(tmp_path: Path) -> None:
+    """One of hours that ended by `timeout -s KILL` was out of memory if any other call of its pilot had been killed for that meanwhile. Of two
+    that the kernel has killed, whoever is told first, both are."""
+    group = Cgroup("", "", "", str(tmp_path / "events"))
+    (tmp_path / "events").write_text("oom_kill 4\n")
+    watch = MemoryWatch(cast(Any, TwoSlots()), cast(Any, None), 1000, [group], lambda _: None)
+
+    def command() -> CallEnd:
+        error = failure_of(CommandResult(-9), "the command", 1)
+        outcome, payload, detail = Slot.raised(error)
+        end = CallEnd(CallId(1), 1, outcome, payload, detail=detail)
+        watch.complete(end)
+        return end
+
+    def died(at: float) -> int:
+        return watch.explain(CallEnd(CallId(2), 1, DIED, detail=EndDetail(text="killed", signal=9), ended_at=at)).outcome
+
+    (tmp_path / "events").write_text("oom_kill 5\n")
+    assert died(10.0) == OUT_OF_MEMORY
+    end = command()
+    assert end.outcome == RAISED
+    assert str(unpack_exception(end.payload)) == (
+        "the command was killed by signal 9 (SIGKILL); while it ran the kernel ended something in this pilot because its memory ran out"
+    )
+    assert end.detail is not None
+    assert end.detail.types[0] == "windlass.errors.CommandFailed"
+    assert not end.detail.signal
+    (tmp_path / "events").write_text("oom_kill 7\n")
+    assert died(20.0) == OUT_OF_MEMORY
+    assert died(20.0) == OUT_OF_MEMORY, "in the same slot"
+    for now in (100.0, 200.0):  # what it does when its command was killed may take long
+        watch.count_kills(now)
+    end = command()
+    assert (end.outcome, end.payload) == (OUT_OF_MEMORY, b"")
+    assert command().outcome == RAISED
+
+
 def test_the_worker_says_of_how_much_memory_it_is() -> None:
     """By what the call had it gets more the next time; what the watch has ended says so itself."""
-
-    class TwoSlots:
-        entries: ClassVar[dict[InstanceId, Any]] = {}
-
-        def slots(self) -> int:
-            return 2
-
     watch = MemoryWatch(cast(Any, TwoSlots()), cast(Any, None), 1000, [], lambda _: None)
     end = CallEnd(CallId(1), 1, OUT_OF_MEMORY, detail=EndDetail(text="why", signal=9, peak_memory=77))
     watch.complete(end)
