@@ -429,8 +429,8 @@ class CommandBudget:
     def query_pace(self, now: float, interval: float) -> float:
         """Seconds between queries, ``interval`` or more: they leave room for as many other commands as lately, and some more.
 
-        Who asks for more queries than the limit has room for gets half of them so, and the others in the time that is left: else they would take the ten
-        minutes' commands, and nothing could be submitted, nor a factory end, until these are over.
+        Who asks for more queries than the limit has room for gets half of them so, and the others in the time that is left: else they
+        would take the ten minutes' commands, and nothing could be submitted, nor a factory end, until these are over.
         """
         since = now - SUSTAINED_SECONDS
         queries = sum(at > since for at in self.times.queries)

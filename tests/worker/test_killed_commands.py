@@ -74,8 +74,8 @@ class TwoSlots:
 
 
 def test_a_command_that_somebody_killed_is_no_want_of_memory_where_others_told_of_the_kernels_kills(tmp_path: Path) -> None:
-    """One of hours that ended by `timeout -s KILL` was out of memory if any other call of its pilot had been killed for that meanwhile. Of two
-    that the kernel has killed, whoever is told first, both are."""
+    """One of hours that ended by `timeout -s KILL` was out of memory if any other call of its pilot had been killed for that meanwhile.
+    Of two that the kernel has killed, whoever is told first, both are."""
     group = Cgroup("", "", "", str(tmp_path / "events"))
     (tmp_path / "events").write_text("oom_kill 4\n")
     watch = MemoryWatch(cast(Any, TwoSlots()), cast(Any, None), 1000, [group], lambda _: None)

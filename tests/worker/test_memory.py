@@ -347,7 +347,7 @@ def test_what_can_be_swapped_is_no_want_of_memory(tmp_path: Path, swap: dict[str
 
 
 def test_what_a_user_is_slowed_down_at_with_all_his_programs_is_no_limit_of_a_worker() -> None:
-    """A call of 20 MiB was ended on a login node, and the next ones, as the user's other programs came near the MemoryHigh= of his slice."""
+    """A call of 20 MiB was ended on a login node, and the next ones, as the user's other programs came near his slice's MemoryHigh=."""
 
     def slowed(membership: str) -> list[str]:
         groups = parse_cgroups(f"0::{membership}\n", V2_MOUNTS)
