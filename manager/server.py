@@ -305,9 +305,7 @@ class Server:
             self.factories.leave(self._reason)
             self.attachments.leave(self._reason)
             links = [*self.workers.links.values(), *self.attachments.all_links()]
-            waits = [link.acknowledged(FAREWELL_SECONDS) for link in links if link.connected]
-            if waits:
-                await asyncio.gather(*waits)
+            await asyncio.gather(*(link.acknowledged(FAREWELL_SECONDS) for link in links if link.connected))
         finally:
             await self._listener.close()
             self.files.server.close(0.5)  # nothing else is left to do here, and at the interpreter's end no thread can be begun for it
