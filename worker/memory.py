@@ -11,8 +11,7 @@ the limit with that, others put a job on hold or only count on it, and what they
 than Python needs.
 
 What a slot uses is the proportional set size (PSS) of it and of all processes below it: pages that slots share with their
-zygote count once in sum, and those of mapped files do not count, as the kernel drops them at need; but for jobs that no cgroup
-holds to their memory (`counts_files`). PSS costs milliseconds per
+zygote count once in sum, and those of mapped files do not count, as the kernel drops them at need. PSS costs milliseconds per
 large process (``smaps_rollup`` walks its page tables), so it is read only when the resident sizes (``statm``, microseconds),
 whose sum is never below the sum of PSS, come to `LOOK_SHARE` of the limit or more. At `NEAR_SHARE` one slot is ended: the one
 that is furthest over its share, the one most at fault, so that neighbours and the pilot survive. One at a time: the next look
@@ -259,21 +258,9 @@ def resident(pid: int) -> int:
     return int(fields[1]) * PAGE if len(fields) > 1 else 0
 
 
-def counts_files(limit: int, groups: Sequence[Cgroup], environ: Mapping[str, str]) -> bool:
-    """Whether mapped files count as what calls use of the worker's limit. ``groups``: those with a limit. A batch system that holds a job
-    to what it has granted without such adds up what is resident, files and all, and ends the pilot with all its calls: it is better to
-    end one. What may use the whole node is not held to that."""
-    return not groups and limit <= granted(environ)
-
-
 def proportional(pid: int) -> int:
     """Proportional set size of a process, without files; its resident size where the kernel does not tell; 0 when it is gone."""
     return without_files(parse_table(read_text(f"/proc/{pid}/smaps_rollup"))) or resident(pid)
-
-
-def proportional_with_files(pid: int) -> int:
-    """As `proportional`, with what it has mapped."""
-    return parse_table(read_text(f"/proc/{pid}/smaps_rollup")).get("Pss", 0) or resident(pid)
 
 
 def without_files(rollup: Mapping[str, int]) -> int:

@@ -46,7 +46,6 @@ class MemoryWatch:
         self._tell_sessions = tell_sessions
         self._backlog = backlog
         self._groups = groups
-        self._size = memory.proportional_with_files if memory.counts_files(limit, groups, os.environ) else memory.proportional
         self.limit = limit
         #: Bytes in use when last looked at.
         self.used = 0
@@ -87,7 +86,7 @@ class MemoryWatch:
             self._peaks.clear()
             return False
         # Not on the loop's executor, whose threads the process's end would wait for: the kernel may hold up who asks for this.
-        sizes = await in_thread(partial(memory.measure, trees, self._size))
+        sizes = await in_thread(partial(memory.measure, trees, memory.proportional))
         self.used = sum(sizes.values())
         usages = self._usages(sizes)
         worst = memory.choose(usages, self.used, self.limit, fullness=fullness)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -243,32 +242,8 @@ def test_a_mapped_file_is_not_measured(tmp_path: Path) -> None:
             pytest.skip("this kernel does not tell")
         assert memory.resident(process.pid) >= 50 << 20
         assert 0 < memory.proportional(process.pid) < 40 << 20
-        assert memory.proportional_with_files(process.pid) >= 50 << 20
     finally:
         process.communicate(b"\n")
-
-
-def test_mapped_files_count_where_the_batch_system_adds_up_what_is_resident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would end the pilot, with all calls. A cgroup does not count them; nor is there such a batch system where nothing is granted, or
-    less than the worker may have."""
-    group = cgroup(tmp_path, limit=GIB, used=0, droppable=0, kills=0)
-    environ = {"SLURMD_NODENAME": "n1", "SLURM_MEM_PER_NODE": "1024"}
-    assert memory.counts_files(GIB, [], environ)
-    assert not memory.counts_files(GIB, [group], environ)
-    assert not memory.counts_files(2 * GIB, [], environ)
-    assert not memory.counts_files(GIB, [], {})
-    asked: list[int] = []
-
-    def size(pid: int) -> int:
-        asked.append(pid)
-        return GIB
-
-    monkeypatch.setattr(memory, "proportional_with_files", size)
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    watch = MemoryWatch(cast(Any, NoLibraries()), cast(Any, None), 1, [], lambda _: None)
-    assert asyncio.run(watch.look())
-    assert asked == [os.getpid()]
 
 
 class NoLibraries:
