@@ -34,8 +34,8 @@ from windlass.messages import CallId, InstanceId
 #: Below this share of the limit nothing but resident sizes is read; from `NEAR_SHARE` on a slot is ended.
 LOOK_SHARE: Final = 0.7
 NEAR_SHARE: Final = 0.95
-#: What the kernel holds for processes itself, at most: a part of what they hold. Many that map one shared context have much of it.
-KERNELS_PART: Final = 8
+#: What the kernel holds for processes itself, at most: a part of what they hold.
+KERNELS_PART: Final = 16
 #: Room in swap for less than this share of what a cgroup is slowed down at is none.
 LITTLE_SWAP: Final = 1 / 16
 #: What files in memory have of the limit is told from this share on.
