@@ -3,15 +3,16 @@
 Theory of operation
 -------------------
 A manager's objects are files in memory where that is roomy (`windlass.store_folders`). What does not fit there goes into a second store,
-a folder on disk that is made when it is first needed; an object is in one of the two. The disk may be small: what that has no room for
-either goes into memory after all, up to a second, higher limit. Only beyond that is an object refused (`StoreFull`); then
-`windlass.manager.client` lets ``submit`` wait for calls to end.
+a folder on disk that is made when it is first needed; an object is in one of the two. Only when both are full is an object refused
+(`StoreFull`); then `windlass.manager.client` lets ``submit`` wait for calls to end. The disk may be small, too: what would not fit into
+either if nothing else were there goes into memory after all, up to a second, higher limit.
 
 Workers of the manager's host look for objects in the first folder; what they do not find there they ask for, as workers elsewhere do.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -24,8 +25,6 @@ from windlass.object_store import ObjectStore
 from windlass.objects import content_name
 
 if TYPE_CHECKING:
-    import os
-
     from typing_extensions import Buffer
 
     from windlass.incoming import Incoming
@@ -36,17 +35,19 @@ T = TypeVar("T")
 class SpoolingStore(ObjectStore):
     """An `ObjectStore` at ``folder`` with another one at ``spool`` (None: without) behind it; limits in bytes, 0: none.
 
-    ``most``: what the first may use for objects that the other has no room for (0: no more than else).
+    ``most``: what the first may use for objects that are too large for both (0: no more than else).
     """
 
     def __init__(self, folder: Path, limit: int, spool: Path | None, spool_limit: int = 0, most: int = 0) -> None:
         super().__init__(folder, limit)
         self.far = False
-        self.spool_limit, self.most = spool_limit, most
+        self.spool_limit, self.most, self._usual = spool_limit, most, limit
         self._spool_folder = spool
         self._spool: ObjectStore | None = None
         self._beginning = threading.Lock()
-        self._going_beyond = threading.Lock()
+        #: How many objects go beyond the usual limit now.
+        self._beyond = 0
+        self._changing_limit = threading.Lock()
 
     def could_hold(self, size: int) -> bool:
         """Whether an object of so many bytes would fit if nothing else were here."""
@@ -62,14 +63,21 @@ class SpoolingStore(ObjectStore):
         if (disk := self._on_disk(name)) is not None:
             return disk.put_as(name, data, pin=pin)
         return self._else_on_disk(
-            lambda: super(SpoolingStore, self).put_as(name, data, pin=pin), lambda disk: disk.put_as(name, data, pin=pin)
+            lambda: memoryview(data).nbytes,
+            lambda: super(SpoolingStore, self).put_as(name, data, pin=pin),
+            lambda disk: disk.put_as(name, data, pin=pin),
         )
 
     def put_result(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
-        return self._else_on_disk(lambda: super(SpoolingStore, self).put_result(data, pin=pin), lambda disk: disk.put_result(data, pin=pin))
+        return self._else_on_disk(
+            lambda: memoryview(data).nbytes,
+            lambda: super(SpoolingStore, self).put_result(data, pin=pin),
+            lambda disk: disk.put_result(data, pin=pin),
+        )
 
     def receive(self, name: str, size: int, *, believed: bool = False) -> Incoming:
         return self._else_on_disk(
+            lambda: size,
             lambda: super(SpoolingStore, self).receive(name, size, believed=believed),
             lambda disk: disk.receive(name, size, believed=believed),
         )
@@ -78,10 +86,12 @@ class SpoolingStore(ObjectStore):
         if (disk := self._on_disk(name)) is not None:
             return disk.adopt(name, path, pin=pin)
         return self._else_on_disk(
-            lambda: super(SpoolingStore, self).adopt(name, path, pin=pin), lambda disk: disk.adopt(name, path, pin=pin)
+            lambda: os.stat(path).st_size,
+            lambda: super(SpoolingStore, self).adopt(name, path, pin=pin),
+            lambda disk: disk.adopt(name, path, pin=pin),
         )
 
-    def _else_on_disk(self, here: Callable[[], T], there: Callable[[ObjectStore], T]) -> T:
+    def _else_on_disk(self, size: Callable[[], int], here: Callable[[], T], there: Callable[[ObjectStore], T]) -> T:
         try:
             return here()
         except StoreFull as full:
@@ -90,15 +100,19 @@ class SpoolingStore(ObjectStore):
             try:
                 return there(self._begin_spool(self._spool_folder, full))
             except StoreFull:
-                if not self.most:
-                    raise
-        with self._going_beyond:
-            limit = self.limit
-            self.limit = limit and max(limit, self.most)  # others that come in this moment may use it as well
-            try:
-                return here()
-            finally:
-                self.limit = limit
+                if not max(self._usual, self.spool_limit) < size() <= self.most:
+                    raise  # there will be room
+        self._go_beyond(1)
+        try:
+            return here()
+        finally:
+            self._go_beyond(-1)
+
+    def _go_beyond(self, more: int) -> None:
+        """Others that come in this moment may use it as well."""
+        with self._changing_limit:
+            self._beyond += more
+            self.limit = self.most if self._beyond else self._usual
 
     def _begin_spool(self, folder: Path, full: StoreFull) -> ObjectStore:
         """The store on disk, made now if need be. Raises ``full``, which is why it is wanted, where the disk is full too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 #: Read when a library is loaded, or before it starts its threads. A library that is not told takes a thread for each core of the node, in
@@ -21,3 +22,11 @@ THREAD_VARIABLES: Final = (
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
 )
+
+#: What functions read on Slurm, and newer releases' ``srun``: in a pilot all of its cores.
+OF_SLURM: Final = "SLURM_CPUS_PER_TASK"
+
+
+def told(cores: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables for what may use so many cores, in a process with this environment."""
+    return dict.fromkeys((*THREAD_VARIABLES, OF_SLURM) if OF_SLURM in environ else THREAD_VARIABLES, cores)

@@ -64,22 +64,13 @@ def test_what_newer_slurm_says_to_mpirun_is_nobodys_word(setup: tuple[str, ...])
     assert (told["HYDRA_BOOTSTRAP"], told["I_MPI_HYDRA_BOOTSTRAP"]) == (("slurm", "ssh") if setup else ("fork", "slurm"))
 
 
-@pytest.mark.parametrize(
-    ("of_the_job", "told"),
-    [
-        ({"SLURM_CPUS_PER_TASK": "8", "SRUN_CPUS_PER_TASK": "8"}, "8"),
-        ({"SLURM_CPUS_PER_TASK": "8", "SLURM_TRES_PER_TASK": "cpu=8"}, "1"),
-        ({}, None),
-    ],
-)
-def test_a_task_that_a_call_starts_by_srun_takes_one_core_where_it_asks_for_none(of_the_job: dict[str, str], told: str | None) -> None:
-    """Not the pilot's: two tasks would be refused. From SLURM_CPUS_PER_TASK, which functions read, newer releases alone take that; they say
-    it in a second way, too (recorded: 22.05 and 26.05)."""
+def test_the_cores_of_a_pilots_task_are_not_those_of_a_task_that_a_call_starts_by_srun() -> None:
+    """Two tasks would be refused. SLURM_CPUS_PER_TASK, which newer releases' srun takes as well, is for functions and setup= to read."""
     request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources())
     script = SlurmBackend().describe(request, 1)
     script = script[script.index("#!/bin/sh") :].replace("exec worker", "env; exit; ").replace("END OF SCRIPT", "")
-    env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "59", "SLURM_CPUS_ON_NODE": "8", **of_the_job}
+    said = {"SLURM_CPUS_PER_TASK": "8", "SRUN_CPUS_PER_TASK": "8", "SLURM_TRES_PER_TASK": "cpu=8"}
+    env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "59", "SLURM_CPUS_ON_NODE": "8", **said}
     ran = subprocess.run(["/bin/sh", "-c", script], env=env, capture_output=True, text=True, check=True)
     found = {line.partition("=")[0]: line.partition("=")[2] for line in ran.stdout.splitlines()}
-    assert found.get("SLURM_CPUS_PER_TASK") == told
-    assert not {"SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK"}.intersection(found)
+    assert {name: found.get(name) for name in said} == dict.fromkeys(said, None) | {"SLURM_CPUS_PER_TASK": "8"}

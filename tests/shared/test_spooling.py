@@ -40,15 +40,16 @@ def test_what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refus
     store.check()
 
 
-def test_what_the_disk_has_no_room_for_may_use_more_of_the_memory(tmp_path: Path) -> None:
-    """A large result was refused where the disk is small, and nothing else was there. Others keep to the lower limit."""
+def test_what_is_too_large_for_both_may_use_more_of_the_memory(tmp_path: Path) -> None:
+    """A large result was refused where the disk is small, and nothing else was there. Others keep to the lower limit, and wait for room."""
     store = SpoolingStore(tmp_path / "memory", 100, tmp_path / "disk", 50, 200)
     large = store.put_result(b"r" * 150)
     assert store.path(large.name).parent == tmp_path / "memory"
     assert store.path(store.put(b"a" * 40, pin=True).name).parent == tmp_path / "disk"
-    assert store.path(store.put(b"b" * 40, pin=True).name).parent == tmp_path / "memory"
-    with pytest.raises(StoreFull, match=r"an object of 40 bytes does not fit into .*memory: 190 of 200 bytes are in use; wait"):
+    with pytest.raises(StoreFull, match=r"an object of 40 bytes does not fit into .*disk: 40 of 50 bytes are in use; wait"):
         store.put(b"c" * 40)
+    with pytest.raises(StoreFull, match=r"an object of 110 bytes does not fit into .*memory: 150 of 200 bytes are in use; wait"):
+        store.put(b"c" * 110)
     assert [store.could_hold(size) for size in (200, 201)] == [True, False]
     store.discard(large.name)
     incoming = store.receive("r-" + "0" * 32, 160)

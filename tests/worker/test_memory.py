@@ -445,11 +445,11 @@ def test_a_kill_that_is_told_or_nobodys_explains_no_later_death(tmp_path: Path) 
     watch.count_kills(105.0)
     cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=5)
     watch.count_kills(109.0)
-    watch.count_kills(118.0)
+    watch.count_kills(168.0)
     assert died() == OUT_OF_MEMORY, "it may be of one of these"
     cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=6)
     watch.count_kills(200.0)
-    watch.count_kills(210.0)
+    watch.count_kills(260.0)
     assert died() == DIED
     told()
     assert died() == DIED

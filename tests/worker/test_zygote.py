@@ -309,16 +309,18 @@ async def test_an_open_device_makes_slots_interpreters_of_their_own(bench: Any, 
 
 @pytest.mark.asyncio
 async def test_the_environment_has_thread_limits_and_the_librarys_variables(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the interpreter starts; the library's own values win. What has threads of its own is limited as BLAS is, and JAX is not."""
+    """Before the interpreter starts; the library's own values win. What has threads of its own is limited as BLAS is, and JAX is not. What
+    Slurm says of the pilot's cores is of the slot's."""
 
     def environment() -> list[str | None]:
         import os
         import tempfile
 
-        names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "PJRT_NPROC", "MKL_NUM_THREADS", "COLOUR")
+        names = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "SLURM_CPUS_PER_TASK", "PJRT_NPROC", "MKL_NUM_THREADS", "COLOUR")
         return [*(os.environ.get(name) for name in names), tempfile.gettempdir(), os.getcwd()]
 
     monkeypatch.delenv("PJRT_NPROC", raising=False)  # with it a callback of JAX may wait for ever
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     spec = bench.spec(environment, threads=3, env=(("COLOUR", "blue"), ("MKL_NUM_THREADS", "5")))
     instance = await bench.serving(spec)
     folder = str(instance.folder)
