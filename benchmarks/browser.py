@@ -65,7 +65,8 @@ class Browser:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "TMPDIR": self._folder},  # it leaves directories there
+            # It leaves folders in all of these.
+            env={**os.environ, **dict.fromkeys(("TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), self._folder)},
         )
         os.close(commands)
         os.close(answers)
