@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.shared.kept import Kept
 
 import windlass
 from windlass import snapshots
@@ -29,19 +30,6 @@ from windlass.homes import BY_VALUE, INSTALLED, LOCAL, home_of
 from windlass.manager.journal import _MAGIC
 from windlass.messages import ObjectName, ObjectRef
 from windlass.objects import content_name
-
-
-class Kept:
-    """A store of the simplest kind."""
-
-    def __init__(self) -> None:
-        self.archives: dict[str, bytes] = {}
-
-    def put(self, data: Any) -> ObjectRef:
-        name = content_name(data)
-        self.archives[name] = bytes(data)
-        return ObjectRef(ObjectName(name), len(data))
-
 
 Write = Callable[[str, str], Path]
 

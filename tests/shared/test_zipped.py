@@ -16,29 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.shared.kept import Kept
 
 from windlass import homes, snapshots, zipped
 from windlass.homes import BY_VALUE, INSTALLED, LOCAL, home_of
-from windlass.messages import ObjectName, ObjectRef
-from windlass.objects import content_name
-
-
-class Kept:
-    """A store of the simplest kind."""
-
-    def __init__(self) -> None:
-        self.archives: dict[str, bytes] = {}
-
-    def put(self, data: Any) -> ObjectRef:
-        name = content_name(data)
-        self.archives[name] = bytes(data)
-        return ObjectRef(ObjectName(name), len(data))
-
-    def texts(self, *tops: str) -> list[str]:
-        """The Python files that go along with these modules now."""
-        refs = snapshots.snapshots_of(tops, self.put, max_age=-1)
-        archives = [zipfile.ZipFile(io.BytesIO(self.archives[ref.name])) for ref in refs]
-        return [archive.read(name).decode() for archive in archives for name in archive.namelist()]
 
 
 @pytest.fixture
