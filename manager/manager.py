@@ -155,8 +155,8 @@ class Manager(Door):
             authority = _authority(self._folder, self.name, trust_state_dir)
             folder = default_store_folder("manager")
             spool = default_spool_folder(folder)
-            limits = default_store_limit(folder), default_store_limit(spool.parent) if spool else 0, default_store_limit(folder, 0.5)
-            self._store = SpoolingStore(folder, limits[0], spool, *limits[1:])
+            spool_limit = default_store_limit(spool.parent) if spool else 0
+            self._store = SpoolingStore(folder, default_store_limit(folder), spool, spool_limit, most=default_store_limit(folder, 0.5))
             opened.callback(self._store.close)
             welcome = Welcome(
                 "",

@@ -16,7 +16,7 @@ from windlass import __version__, descriptors, loops
 from windlass.memory_files import memory_file
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.ownership import make_ours
-from windlass.threads import told
+from windlass.threads import thread_variables
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.environment import enter
 from windlass.worker.guardian import remove_tree
@@ -121,7 +121,7 @@ class Ground:
             enter(inherited, self.python)
         return {
             **inherited,
-            **told(threads, inherited),
+            **thread_variables(threads, inherited),
             "TMPDIR": self._temporary,
             **dict(self.spec.env),
         }

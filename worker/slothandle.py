@@ -219,13 +219,13 @@ def reap(process: subprocess.Popen[bytes]) -> tuple[int, int] | None:
     if process.returncode is not None:
         return 0, 0
     try:
-        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return None
-        _, status, usage = os.wait4(process.pid, 0)
-        kill_group(process.pid)
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
     except ChildProcessError:  # somebody else has reaped it
         process.returncode = 0
         return 0, 0
+    if not ended:
+        return None
+    kill_group(process.pid)
     process.returncode = os.waitstatus_to_exitcode(status)
     return status, usage.ru_maxrss * 1024
 

@@ -31,8 +31,8 @@ log = logging.getLogger("windlass.worker")
 
 #: What is said of an attempt at a command that was killed, and not for memory.
 KILLED_BY_SOMEBODY: Final = "the command was killed, and not by the kernel for want of memory"
-#: So long after a kill by the kernel a slot that died of it, or a command, is heard of.
-UNTOLD_SECONDS: Final = 60.0  # the kernel takes its time with what has hundreds of gigabytes
+#: So long after a kill by the kernel a slot that died of it, or a command, is heard of: hundreds of gigabytes take the kernel its time.
+UNTOLD_SECONDS: Final = 60.0
 
 
 class MemoryWatch:

@@ -131,13 +131,12 @@ class Zygote:
         """Report every slot that has ended."""
         for pid, row in list(self.slots.items()):
             try:
-                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                ended, status, usage = os.wait4(pid, os.WNOHANG)
             except ChildProcessError:  # user code in an import has set SIGCHLD aside, or waits for any child
                 del self.slots[pid]
                 self.say(SlotExited(row, pid, 0))
                 continue
-            if ended is not None:
-                _, status, usage = os.wait4(pid, 0)
+            if ended:
                 kill_group(pid)
                 del self.slots[pid]
                 self.say(SlotExited(row, pid, status, usage.ru_maxrss * 1024))

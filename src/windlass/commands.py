@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from windlass.errors import CommandFailed
-from windlass.threads import told
+from windlass.threads import thread_variables
 
 if TYPE_CHECKING:
     import tarfile
@@ -366,7 +366,7 @@ def _be_parent_of_orphans() -> None:
 def _environment(more: Mapping[str, str | None], threads: int) -> dict[str, str]:
     env = dict(os.environ)
     if threads:
-        env.update(told(str(threads), env))
+        env.update(thread_variables(str(threads), env))
     env["WINDLASS_SANDBOX"] = os.getcwd()
     for name, value in more.items():
         if value is None:

@@ -61,7 +61,7 @@ class ObjectStore:
 
     def __init__(self, folder: Path, limit: int = 0) -> None:
         self.folder = folder
-        self.limit: int = limit
+        self.limit = limit
         self.used = 0
         self._text = os.fspath(folder)
         self._lock = threading.Lock()

@@ -27,6 +27,6 @@ THREAD_VARIABLES: Final = (
 OF_SLURM: Final = "SLURM_CPUS_PER_TASK"
 
 
-def told(cores: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables for what may use so many cores, in a process with this environment."""
+def thread_variables(cores: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """What to tell a process with this environment that may use so many cores."""
     return dict.fromkeys((*THREAD_VARIABLES, OF_SLURM) if OF_SLURM in environ else THREAD_VARIABLES, cores)
