@@ -33,6 +33,7 @@ from windlass.framing import MAX_HELLO_BYTES, ProtocolError
 from windlass.identity import MANAGER, ConnectionFile, Identity
 from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
 from windlass.passing import may_pass
+from windlass.turns import prompt
 
 if TYPE_CHECKING:
     from windlass.dataplane import DataServer
@@ -80,10 +81,11 @@ class BulkServer:
 
     def answer(self, sock: ssl.SSLSocket, hello: Hello, request: GetObject | PutObject) -> None:
         """Raises `OSError`, `ProtocolError`: then the connection is of no use any more."""
-        if isinstance(request, GetObject):
-            self._give(sock, hello, request.name)
-        else:
-            self._take(sock, hello, request)
+        with prompt():
+            if isinstance(request, GetObject):
+                self._give(sock, hello, request.name)
+            else:
+                self._take(sock, hello, request)
 
     def _give(self, sock: ssl.SSLSocket, hello: Hello, name: ObjectName) -> None:
         data = self._data
@@ -250,7 +252,8 @@ class BulkClient:
             with self._lock:
                 self._calls.add(call)
             try:
-                await in_thread(partial(work, call))
+                with prompt():
+                    await in_thread(partial(work, call))
             except OutOfTurn as error:
                 raise ConnectionAbortedError(str(error)) from error
             except asyncio.CancelledError:

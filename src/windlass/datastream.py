@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
+from windlass import turns
 from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Stream(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._spell = turns.on_loop()
         self._transport: asyncio.Transport | None = None
         self._reason = ""
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
@@ -89,6 +91,7 @@ class Stream(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._transport is None or self._transport.is_closing():
             return
+        self._spell.moved()
         self.moved += nbytes
         self._have += nbytes
         try:
@@ -175,6 +178,7 @@ class Stream(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or self._paused:
             return
+        self._spell.moved()
         room = CHUNK_BYTES
         while room > 0 and not self._paused:
             view = self._sending

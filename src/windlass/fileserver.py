@@ -47,6 +47,7 @@ from windlass.messages import (
 from windlass.passing import may_pass
 from windlass.session import decode_hello
 from windlass.trees import TreeStream
+from windlass.turns import prompt
 
 log = logging.getLogger("windlass.files")
 
@@ -332,14 +333,15 @@ class FileServer:
             self.served += 1
             self.sending += 1
         try:
-            say(sock, FileHead(request.name, size, at, file.tree))
-            while at < size:
-                if not data:
-                    raise SourceChanged(f"file {request.name} ended at byte {at:,} of {size:,}")
-                sock.sendall(data)
-                at += len(data)
-                if at < size:
-                    data = file.read(at, CHUNK_BYTES)
+            with prompt():
+                say(sock, FileHead(request.name, size, at, file.tree))
+                while at < size:
+                    if not data:
+                        raise SourceChanged(f"file {request.name} ended at byte {at:,} of {size:,}")
+                    sock.sendall(data)
+                    at += len(data)
+                    if at < size:
+                        data = file.read(at, CHUNK_BYTES)
         except (OSError, WindlassError) as error:
             raise _Cut(f"{request.name} was cut at byte {at:,} of {size:,}: {error}") from error
         finally:

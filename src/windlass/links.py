@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, cast
 
+from windlass import turns
 from windlass.errors import InternalError, WindlassError
 from windlass.framing import MAX_HELLO_BYTES, FrameReader, Piece, ProtocolError, frame, frame_head
 from windlass.identity import Identity, peer_of
@@ -369,6 +370,7 @@ class Connection(asyncio.BufferedProtocol):
         self.paused = False
         self.last_sent = 0.0
         self._loop = asyncio.get_running_loop()
+        self._spell = turns.on_loop()
         self._reader = FrameReader(MAX_HELLO_BYTES)
         self._handshake = Handshake()
         self._transport: asyncio.Transport | None = None
@@ -389,6 +391,7 @@ class Connection(asyncio.BufferedProtocol):
     def write(self, data: Piece) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self.last_sent = self._loop.time()
+            self._spell.moved()
             self._transport.write(data)
 
     def write_frames(self, bodies: Sequence[Piece]) -> None:
@@ -423,6 +426,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None or self._transport.is_closing():
             return
         link = self.link
+        self._spell.moved()
         try:
             bodies = self._reader.feed(self._buffer[:nbytes])
             if link is None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from windlass import descriptors, nearby, versions
+from windlass import descriptors, nearby, turns, versions
 from windlass.blocking import in_thread
 from windlass.errors import UsageError, WindlassError
 from windlass.filewire import asks_for_files
@@ -344,14 +344,15 @@ class Listener:
                     strangers.begins(stranger, now := loop.time())
                     if strangers.waiting and not limit.expired():
                         limit.reschedule(min(limit.when() or now, now + PATIENCE))
-                    await loop.connect_accepted_socket(
-                        lambda: connection,
-                        accepted,
-                        ssl=self._context,
-                        ssl_handshake_timeout=self.handshake_timeout,
-                        ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
-                    )
-                    await connection.greeted
+                    with turns.prompt():
+                        await loop.connect_accepted_socket(
+                            lambda: connection,
+                            accepted,
+                            ssl=self._context,
+                            ssl_handshake_timeout=self.handshake_timeout,
+                            ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+                        )
+                        await connection.greeted
                 finally:
                     self._turns.release()
                     strangers.gone(stranger)

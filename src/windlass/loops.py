@@ -22,6 +22,7 @@ from collections.abc import Coroutine, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from windlass import turns
 from windlass.descriptors import occupy_standard
 
 T = TypeVar("T")
@@ -34,6 +35,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """As `asyncio.run`, on the best loop there is, in a thread that from now on takes no processor from one that computes."""
     _be_patient()
     occupy_standard()
+    try:
+        return _run(main)
+    finally:
+        turns.leave()
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from tests.shared.ports import silent
 
-from windlass import nearby, transport
+from windlass import nearby, transport, turns
 from windlass.bulk import BULK_BYTES, BulkServer, NotNow, ObjectGone
 from windlass.dataplane import DataClient, DataServer
 from windlass.errors import UsageError
@@ -116,6 +116,34 @@ def test_objects_are_given_and_are_the_same(authority: Authority, tmp_path: Path
             assert [bytes(both.theirs.open(ref.name)) for ref in refs] == contents
 
     asyncio.run(work())
+
+
+def test_objects_move_in_prompt_turns(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or beside a program that computes each record would wait for the usual interval, 5 ms."""
+    seen: list[float] = []
+    taken_in = Incoming.write
+
+    def write(incoming: Incoming, chunk: memoryview) -> None:
+        seen.append(sys.getswitchinterval())
+        taken_in(incoming, chunk)
+
+    monkeypatch.setattr(Incoming, "write", write)
+    turns.leave()  # a loop of another test
+    before = sys.getswitchinterval()
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            await both.client.get(both.theirs.put(os.urandom(3_000_000)))
+            given = both.ours.put_result(os.urandom(3_000_000))
+            await both.client.put(given.name, both.ours.path(given.name))
+
+    try:
+        asyncio.run(work())
+    finally:
+        turns.leave()
+    assert seen
+    assert max(seen) <= turns.PROMPT * 1.01
+    assert sys.getswitchinterval() == before
 
 
 def test_a_data_connection_whose_host_vanished_is_noticed(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
