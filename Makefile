@@ -55,7 +55,7 @@ docs: $(VENV)/.dev
 	@echo "build/docs/html/index.html"
 
 bench: $(VENV)/.dev
-	@for one in throughput latency startup pending payload connections transfer pipeline hoisting cost imbalance rest dashboard journal load simulate; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
+	@for one in throughput latency computing startup pending payload connections transfer pipeline hoisting cost imbalance rest dashboard journal load simulate; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
 
 bench-slurm: $(VENV)/.dev
 	@for one in soak factory; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
