@@ -27,7 +27,7 @@ from typing import Any, NewType, Union, cast, get_args, get_origin, get_type_hin
 
 import msgspec
 
-from windlass import messages, session
+from windlass import messages, session, turns
 from windlass.framing import MAX_HELLO_BYTES, FrameReader, Piece, ProtocolError, frame, unpacked
 from windlass.identity import WORKER, Authority, Identity
 from windlass.links import Link
@@ -430,6 +430,7 @@ def _on(loop: Loop) -> Generator[None]:
         yield
     finally:
         asyncio._set_running_loop(None)
+        turns.leave()
         log.removeHandler(defects)
         log.setLevel(level)
         log.propagate = True

@@ -21,6 +21,7 @@ import ssl
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -30,7 +31,7 @@ from windlass.blocking import Call, Idle, OutOfTurn, dial, in_thread, plain
 from windlass.errors import ConnectionRefused, WindlassError
 from windlass.filewire import CHUNK_BYTES, hear, read_into, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
-from windlass.identity import MANAGER, ConnectionFile, Identity
+from windlass.identity import MANAGER, WORKER, ConnectionFile, Identity
 from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
 from windlass.passing import may_pass
 from windlass.turns import prompt
@@ -89,8 +90,7 @@ class BulkServer:
 
     def _give(self, sock: ssl.SSLSocket, hello: Hello, name: ObjectName) -> None:
         data = self._data
-        may_have = data.rule_for(hello)
-        if may_have is not None and not self._on_loop(partial(may_have, hello.peer, name)):
+        if not self._may_have(hello, name):
             say(sock, ObjectMissing(name, f"worker {hello.peer} was not told of it, or needs it no more"))
             return
         head, descriptor = data.look_up_file(name)
@@ -102,6 +102,16 @@ class BulkServer:
             if descriptor >= 0:
                 os.close(descriptor)
 
+    def _may_have(self, hello: Hello, name: ObjectName) -> bool:
+        may_have = self._data.rule_for(hello)
+        if may_have is None:
+            return True
+        # Looked at from here first, as it is nearly always so: to ask on the loop costs two threads a turn each. What is said there counts.
+        with suppress(RuntimeError):  # the loop has changed meanwhile what is looked through
+            if may_have(hello.peer, name):
+                return True
+        return self._on_loop(partial(may_have, hello.peer, name))
+
     def _take(self, sock: ssl.SSLSocket, hello: Hello, message: PutObject) -> None:
         name, size = message.name, message.size
         if size < 0 or message.path:
@@ -110,7 +120,7 @@ class BulkServer:
         failed = receive(sock, incoming, size)
         if failed is not None:
             trouble, later = str(failed), may_pass(failed)
-        if not trouble and self._data.keeper_for is not None:
+        if not trouble and self._data.keeper_for is not None and hello.role != WORKER:  # whose are results
             trouble = self._on_loop(partial(self._keep, hello, message))
         say(sock, ObjectMissing(name, trouble, later) if trouble else ObjectStored(name))
 

@@ -76,9 +76,9 @@ class Spell:
         """Bytes have come, or go."""
         self._last = self.loop.time()
         if not self._lasts:
+            self.loop.call_at(self._last + LINGER, self._look)
             self._lasts = True
             begin()
-            self.loop.call_later(LINGER, self._look)
 
     def close(self) -> None:
         """The loop has ended."""
@@ -87,9 +87,9 @@ class Spell:
             end()
 
     def _look(self) -> None:
-        left = self._last + LINGER - self.loop.time()
-        if self._lasts and left > 0:
-            self.loop.call_later(left, self._look)
+        over = self._last + LINGER
+        if self._lasts and over > self.loop.time():
+            self.loop.call_at(over, self._look)
         else:
             self.close()
 

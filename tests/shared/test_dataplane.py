@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -449,23 +449,74 @@ def test_large_objects_take_the_way_of_the_small_ones_where_there_is_no_other(au
 
 
 def test_who_may_not_have_an_object_does_not_get_it_by_either_way(authority: Authority, tmp_path: Path) -> None:
-    """The rule is asked on the manager's loop."""
+    """It is the manager's loop that says so."""
 
     async def work() -> None:
         async with ends(authority, tmp_path) as both:
-            loop, asked = asyncio.get_running_loop(), list[str]()
+            here, asked = threading.get_ident(), list[tuple[str, bool]]()
 
             def may_have(worker: str, name: ObjectName) -> bool:
-                assert asyncio.get_running_loop() is loop
-                asked.append(worker)
+                asked.append((worker, threading.get_ident() == here))
                 return False
 
             both.server.may_have = may_have
             ref = both.theirs.put(os.urandom(1_000_000))
             with pytest.raises(ObjectGone, match="worker w1 was not told of it, or needs it no more"):
                 await both.client.get(ref)
-            assert asked == ["w1"]
+            assert asked[-1] == ("w1", True)
             assert not both.ours.has(ref.name)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("changing", [False, True], ids=["at rest", "changing"])
+def test_who_may_have_an_object_is_asked_on_the_loop_where_that_changes_meanwhile(
+    changing: bool, authority: Authority, tmp_path: Path
+) -> None:
+    """And else at once, by the thread that serves it."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            here, asked = threading.get_ident(), list[bool]()
+
+            def may_have(worker: str, name: ObjectName) -> bool:
+                asked.append(threading.get_ident() == here)
+                if changing and not asked[-1]:
+                    raise RuntimeError("dictionary changed size during iteration")
+                return True
+
+            both.server.may_have = may_have
+            ref = both.theirs.put(os.urandom(1_000_000))
+            await both.client.get(ref)
+            assert both.ours.verify(ref.name)
+            assert asked == ([False, True] if changing else [False]) or not both.bulk
+
+    asyncio.run(work())
+
+
+def test_for_a_result_that_is_given_the_managers_loop_is_not_asked(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps nothing of a worker's, beyond what the end of the call says."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+
+            def nobody(hello: Hello) -> None:
+                """Keeps what a worker gives."""
+
+            both.server.keeper_for = nobody
+            asked: list[object] = []
+
+            def on_loop(server: BulkServer, work: Callable[[], object]) -> object:
+                asked.append(work)
+                return work()
+
+            monkeypatch.setattr(BulkServer, "_on_loop", on_loop)
+            result = both.ours.put_result(os.urandom(1_000_000))
+            await both.client.put(result.name, both.ours.path(result.name))
+            assert both.theirs.open(result.name) == both.ours.open(result.name)
+            assert not asked
 
     asyncio.run(work())
 

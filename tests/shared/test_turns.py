@@ -94,8 +94,8 @@ class Clock:
     def time(self) -> float:
         return self.now
 
-    def call_later(self, wait: float, call: Callable[[], object]) -> None:
-        self.calls.append((self.now + wait, call))
+    def call_at(self, when: float, call: Callable[[], object]) -> None:
+        self.calls.append((when, call))
 
     def pass_until(self, now: float) -> None:
         while self.calls and self.calls[0][0] <= now:  # one spell has one call at a time
