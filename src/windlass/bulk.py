@@ -7,6 +7,9 @@ goes past them.  A `BulkClient` asks, and gives, by the messages of data connect
 connection, and `BulkServer` answers on threads of the `windlass.fileserver.FileServer`, which comes by these connections as it does by
 those for files.  What only the manager's loop knows (who may have an object, for whom it is kept) is asked there; bytes stay away from it.
 
+A connection waits for an answer before it asks for more, so what a fast network moves in less time than a round trip does not come this way
+where the manager is far off (`BulkClient.least`): requests of the loop's connections do not wait for each other.
+
 Nothing depends on it: when no such connection can be had, or one is cut, `ConnectionError` says so, and the object goes the other way.
 """
 
@@ -33,6 +36,7 @@ from windlass.filewire import CHUNK_BYTES, hear, read_into, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
 from windlass.identity import MANAGER, WORKER, ConnectionFile, Identity
 from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
+from windlass.nearby import round_trip_of
 from windlass.passing import may_pass
 from windlass.turns import prompt
 
@@ -45,6 +49,8 @@ log = logging.getLogger("windlass.dataplane")
 
 #: Objects of so many bytes take this way: a thread and its answers cost as much as some hundred kilobytes.
 BULK_BYTES: Final = 512 << 10
+#: Bytes that a fast network moves in a second.
+FAST: Final = 100 << 20
 #: Bytes that are encrypted and sent at a time.
 SEND_BYTES: Final = 1 << 20
 #: Seconds without a byte after which a connection counts as cut, and that one address may take to answer.
@@ -222,6 +228,13 @@ class BulkClient:
         self._calls: set[Call] = set()
         self._lock = threading.Lock()
         self._closed = False
+        #: Seconds to the manager and back, as the connection had them that was made last.
+        self.round_trip = 0.0
+
+    @property
+    def least(self) -> int:
+        """Shorter objects had better not come this way."""
+        return int(self.round_trip * FAST)
 
     async def get(self, way: Way, ref: ObjectRef) -> None:
         """Have the object in the store.
@@ -231,14 +244,14 @@ class BulkClient:
             ConnectionError: it was not reached, refused, or was cut off.
             OSError: it cannot be kept here (`StoreFull`).
         """
-        await self._run(lambda call: self._get(call, way, ref))
+        await self._run(ref.size, lambda call: self._get(call, way, ref))
 
     async def put(self, way: Way, head: PutObject, send_bytes: Callable[[ssl.SSLSocket], None]) -> None:
         """Give the manager this object; ``send_bytes`` may be called for two connections, one after the other.
 
         Raises `ObjectGone` (`NotNow`), `ConnectionError`, which is also what an `OSError` of ``send_bytes`` becomes.
         """
-        await self._run(lambda call: self._put(call, way, head, send_bytes))
+        await self._run(head.size, lambda call: self._put(call, way, head, send_bytes))
 
     def abort(self) -> None:
         """Connections of before are not to be trusted; what is under way fails."""
@@ -254,8 +267,10 @@ class BulkClient:
         self.abort()
         self._idle.close()
 
-    async def _run(self, work: Callable[[Call], None]) -> None:
+    async def _run(self, size: int, work: Callable[[Call], None]) -> None:
         async with self._turns:
+            if size < self.least:  # as has turned out while it waited for its turn
+                raise ConnectionAbortedError(f"the manager is {1000 * self.round_trip:.0f} ms away")
             if self._closed:
                 raise ConnectionAbortedError("the way to the manager's objects is closed")
             call = Call()
@@ -333,6 +348,7 @@ class BulkClient:
                 kept.close()
                 raise
         sock = self._dial(call, way)
+        self.round_trip = round_trip_of(sock)
         try:
             return sock, self._hear(call, sock, request)
         except (OSError, ProtocolError) as error:

@@ -311,7 +311,7 @@ class _Lane:
 class DataClient:
     """A worker's, or an attached program's, way to its manager's objects. Belongs to one event loop.
 
-    ``bulk_bytes``: objects of so many go past the loop (`windlass.bulk`) when they can.
+    ``bulk_bytes``: objects of so many, and more where the manager is far off, go past the loop (`windlass.bulk`) when they can.
     """
 
     def __init__(
@@ -401,7 +401,7 @@ class DataClient:
             await self._put_on_the_loop(head, view)
 
     async def _put_past_the_loop(self, head: PutObject, send_bytes: Callable[[ssl.SSLSocket], None]) -> bool:
-        return head.size >= self._bulk_bytes and await self._past_the_loop(head.name, lambda way: self._bulk.put(way, head, send_bytes))
+        return self._is_bulk(head.size) and await self._past_the_loop(head.name, lambda way: self._bulk.put(way, head, send_bytes))
 
     async def _put_on_the_loop(self, head: PutObject, view: memoryview) -> None:
         start = frame(encode_one(head))
@@ -436,10 +436,13 @@ class DataClient:
             if not trouble:
                 return
             log.info("%s; asking for its bytes instead", trouble)
-        if ref.size >= self._bulk_bytes and await self._past_the_loop(ref.name, lambda way: self._bulk.get(way, ref)):
+        if self._is_bulk(ref.size) and await self._past_the_loop(ref.name, lambda way: self._bulk.get(way, ref)):
             return
         head = frame(encode_one(GetObject(ref.name)))
         await self._ask(ref.name, ref.size, ref.size, lambda: (head, None))
+
+    def _is_bulk(self, size: int) -> bool:
+        return size >= max(self._bulk_bytes, self._bulk.least)
 
     async def _past_the_loop(self, name: ObjectName, move: Callable[[Way], Coroutine[Any, Any, None]]) -> bool:
         """Move a large object on a connection of its own. False: not possible now. Raises `ObjectGone`, `OSError`."""

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -17,7 +18,7 @@ import msgspec
 import pytest
 from tests.shared.ports import silent
 
-from windlass import nearby, transport, turns
+from windlass import bulk, nearby, transport, turns
 from windlass.bulk import BULK_BYTES, BulkServer, NotNow, ObjectGone
 from windlass.dataplane import DataClient, DataServer
 from windlass.errors import UsageError
@@ -26,7 +27,7 @@ from windlass.identity import WORKER, Authority, Identity, read_connection_file
 from windlass.incoming import Incoming
 from windlass.links import Link
 from windlass.listener import KEEPALIVE, Listener
-from windlass.messages import PROTOCOL, Hello, ObjectName, ObjectRef, Refused, Welcome
+from windlass.messages import PROTOCOL, GetObject, Hello, ObjectName, ObjectRef, PutObject, Refused, Welcome
 from windlass.object_store import ObjectStore
 from windlass.objects import content_name
 
@@ -532,5 +533,39 @@ def test_a_large_object_that_does_not_fit_here_fails_with_the_stores_own_words(a
             ref = both.theirs.put(os.urandom(700_000))
             await both.client.get(ref)
             assert both.ours.verify(ref.name)
+
+    asyncio.run(work())
+
+
+def test_far_off_only_what_takes_longer_than_a_round_trip_goes_past_the_loops(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a connection that waits for each answer before it asks again would carry two objects in each round trip."""
+
+    def round_trip_of(sock: socket.socket) -> float:
+        return 0.1
+
+    monkeypatch.setattr(bulk, "round_trip_of", round_trip_of)
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            past = list[ObjectName]()
+
+            class Noting(BulkServer):
+                def answer(self, sock: ssl.SSLSocket, hello: Hello, request: GetObject | PutObject) -> None:
+                    past.append(request.name)
+                    super().answer(sock, hello, request)
+
+            both.files.objects = Noting(both.server, asyncio.get_running_loop())
+            refs = [both.theirs.put(os.urandom(600_000)) for _ in range(8)]
+            await asyncio.gather(*(both.client.get(ref) for ref in refs))
+            assert all(both.ours.verify(ref.name) for ref in refs)
+            # Two have shown how far it is, and those that waited behind them have gone the other way.
+            assert len(past) == (2 if both.bulk else 0)
+            ours = [both.ours.put(os.urandom(size)) for size in (600_000, 12_000_000)]
+            for ref in ours:
+                await both.client.put(ref.name, both.ours.path(ref.name))
+                assert both.theirs.verify(ref.name)
+            assert past[2:] == ([ours[1].name] if both.bulk else [])
 
     asyncio.run(work())

@@ -196,3 +196,14 @@ def test_want_of_a_descriptor_leaves_it_to_who_dials_the_port(monkeypatch: pytes
     monkeypatch.setattr(socket, "socket", none)
     assert nearby.dialled("m1", 1) is None
     assert nearby.listening("m1", 1) is None
+
+
+def test_how_far_off_the_other_side_is_the_kernel_knows() -> None:
+    """Where it does not, as of a Unix-domain socket, it counts as near."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as there:
+        accepted, _ = server.accept()
+        with accepted:
+            assert 0 < nearby.round_trip_of(there) < 1
+    one, other = socket.socketpair()
+    with one, other:
+        assert nearby.round_trip_of(one) == 0
