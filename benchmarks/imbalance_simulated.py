@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from windlass.manager.core import Core
-from windlass.manager.server import TICK_SECONDS
+from windlass.manager.workers import TICK_SECONDS
 from windlass.messages import (
     RETURNED,
     CallEnd,

@@ -23,7 +23,7 @@ from simulated_clock import Clock
 from simulated_worker import SimulatedWorker
 from windlass.manager.core import Core
 from windlass.manager.demand import pace
-from windlass.manager.server import TICK_SECONDS
+from windlass.manager.workers import TICK_SECONDS
 from windlass.messages import (
     CallDone,
     CallSpec,

@@ -30,7 +30,7 @@ from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import spent
 from windlass.manager.starts import Starts
 from windlass.manager.told import untold_files
-from windlass.manager.workers import Phase, Worker, busy_cores, busy_gpus
+from windlass.manager.workers import AWAY_LEAST, AWAY_MOST, Phase, Worker, busy_cores, busy_gpus
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -281,6 +281,15 @@ class Core(Starts):
                 instance.moved()
                 self._refresh(instance)
             self._restructured(worker)
+
+    def worker_is_away(self, worker_id: WorkerId, seconds: float) -> None:
+        """Messages take so long to it and back, as its connection has it."""
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            worker.away = min(seconds, AWAY_MOST) if seconds >= AWAY_LEAST else 0.0
+            for instance in worker.instances.values():
+                instance.away = worker.away
+                self._refresh(instance)
 
     def worker_lost(self, worker_id: WorkerId, reason: str, now: float, *, idle: bool = False) -> None:
         """Its session is over: its calls go back. ``idle``: by its own word it held none, so they were on their way to it."""

@@ -393,6 +393,7 @@ class Dispatch(Near):
             self._make_room_for_zygote(worker)
             number = InstanceId(self._next_instance)
             instance = Instance(number, spec.id, worker.id, spec, 0, share, gpu_ids=gpus, granted_at=now, idle_since=now, begun_at=now)
+            instance.away = worker.away
             self._next_instance += 1
             worker.instances[instance.id] = instance
             worker.by_library[spec.id] = instance

@@ -22,7 +22,8 @@ from windlass.manager.workers import Instance, Phase, usual_weight
 from windlass.messages import InstanceId, LibrarySpec, Resources
 
 #: Seconds of measured work that may wait at a worker for each slot, so that slots stay busy while the manager is held up: a program that
-#: computes keeps the interpreter's lock 5 ms at a time, and a turn of the manager's loop takes it several times.
+#: computes keeps the interpreter's lock 5 ms at a time, and a turn of the manager's loop takes it several times. Where messages are long on
+#: their way (`Instance.away`), so much more.
 AHEAD_SECONDS = 0.05
 AHEAD_MOST = 1024
 #: More are sent when one in so many of them is gone.
@@ -48,6 +49,11 @@ NEVER = -1
 def rank(queue: CallQueue) -> float:
     """What a library's queues are sorted by."""
     return -queue.options.priority
+
+
+def _ahead_in(seconds: float, mean: float) -> int:
+    """How many calls run in so many seconds, if one takes ``mean``."""
+    return AHEAD_MOST if mean * AHEAD_MOST <= seconds else int(seconds / mean)
 
 
 class LibraryState(msgspec.Struct, eq=False):
@@ -134,14 +140,26 @@ class LibraryState(msgspec.Struct, eq=False):
         So its queue grows in steps, each twice the one before: the calls that end first are the short ones, and tell little of the others.
         """
         places = instance.places
-        ahead = places * self.ahead
+        ahead = places * self.ahead_at(instance)
         few = places * AHEAD_UNKNOWN + instance.served
         return places + (ahead if ahead < few else few)
 
     def wants_more(self, instance: Instance) -> bool:
-        """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call."""
-        ahead = self.most(instance) - instance.places
-        return instance.outstanding < instance.places + ahead - ahead // REFILL
+        """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call.
+
+        What is on its way is not counted: the slots do without it.
+        """
+        most = self.most(instance)
+        ahead = most - instance.places
+        if instance.away:
+            ahead = min(ahead, instance.places * self.ahead)
+        return instance.outstanding < most - ahead // REFILL
+
+    def ahead_at(self, instance: Instance) -> int:
+        """Calls ahead for each place: with those that would be run while messages are on their way there and back."""
+        if not instance.away or not self.durations.count:
+            return self.ahead
+        return _ahead_in(AHEAD_SECONDS + instance.away, self.durations.mean)
 
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
@@ -174,8 +192,7 @@ class LibraryState(msgspec.Struct, eq=False):
         if not total < _SECONDS_MOST:
             return  # a worker may say anything
         self.durations.add(total, number, longest)
-        mean = self.durations.mean
-        ahead = AHEAD_MOST if mean * AHEAD_MOST <= AHEAD_SECONDS else int(AHEAD_SECONDS / mean)
+        ahead = _ahead_in(AHEAD_SECONDS, self.durations.mean)
         if ahead != self.ahead:
             self.ahead = ahead
             for instance in self.instances.values():
@@ -224,4 +241,4 @@ class LibraryState(msgspec.Struct, eq=False):
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""
         # Asked by the program's threads too, while the manager's goes on.
-        return sum(one.places * (1 + self.ahead) for one in list(self.instances.values()) if one.serving)
+        return sum(one.places * (1 + self.ahead_at(one)) for one in list(self.instances.values()) if one.serving)

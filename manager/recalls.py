@@ -22,7 +22,7 @@ from windlass.manager.libraries import AHEAD_SECONDS, LibraryState
 from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA, Instance, Phase, Worker
 from windlass.messages import RecallCalls
 
-#: A recall is worth its round trip when the queued work would take at least so long.
+#: A recall is worth its round trip when the queued work would take at least so much longer than that.
 RECALL_SECONDS = 0.005
 #: So many instances are looked at for the most loaded one, and for idle slots.
 RECALL_AMONG = 64
@@ -46,7 +46,7 @@ class Recalls(Books):
         if not worker.connected:
             return
         queued = most.outstanding - most.running_most
-        if patient and queued * state.durations.mean / max(1, most.places) < RECALL_SECONDS:
+        if patient and queued * state.durations.mean / max(1, most.places) < RECALL_SECONDS + most.away:
             return  # it will be done sooner than it could be moved; the tick looks again
         most.recalling = True
         self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
@@ -65,7 +65,7 @@ class Recalls(Books):
             instance.still += 1
             state = self.libraries[instance.library]
             if not instance.stuck:
-                if waiting * state.durations.mean <= WAIT_SECONDS_MOST * instance.places:
+                if waiting * state.durations.mean <= (WAIT_SECONDS_MOST + 4 * instance.away) * instance.places:
                     continue
                 waiting = min(waiting, instance.outstanding - state.most(instance))
             worker = self.workers[instance.worker]

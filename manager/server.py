@@ -50,7 +50,7 @@ from windlass.manager.sessions import WorkerSessions
 from windlass.manager.status import status, within
 from windlass.manager.told import was_told_of_object
 from windlass.manager.viewing import Viewing
-from windlass.manager.workers import absurd
+from windlass.manager.workers import TICK_SECONDS, absurd
 from windlass.messages import (
     HOST,
     BlockHost,
@@ -83,7 +83,6 @@ from windlass.object_store import ObjectStore
 log = logging.getLogger("windlass.manager")
 
 #: Seconds between two turns of the timer while there is work.
-TICK_SECONDS: Final = 0.05
 #: The timer's turn while nothing waits or runs: a manager at rest must cost nothing.
 REST_SECONDS: Final = 1.0
 #: Seconds that workers get to take note of the end before the sockets close.

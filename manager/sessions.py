@@ -73,6 +73,7 @@ class WorkerSessions:
         self.links[worker] = link
         log.info("worker %s on %s has joined", worker, info.host)
         self._core.worker_joined(worker, info, self._now())
+        self._core.worker_is_away(worker, link.round_trip)
         self._act()
 
     def leave(self, reason: str) -> None:
@@ -152,6 +153,7 @@ class WorkerSessions:
             self.close_given_up()
         if self.links.get(worker) is link:
             self._core.worker_back(worker, self._now())
+            self._core.worker_is_away(worker, link.round_trip)
             self._act()
 
     def _lost(self, worker: WorkerId, link: Link, reason: str, *, idle: bool = False) -> None:

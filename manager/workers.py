@@ -50,6 +50,10 @@ FUNCTIONS_MOST = 64 << 20
 STILL_TICKS = 2
 #: The same where calls have data that may be on its way there: it would have to be fetched again elsewhere.
 STILL_TICKS_WITH_DATA = 100
+#: Seconds between two ticks while there are calls.
+TICK_SECONDS = 0.05
+#: Round trips of fewer seconds are none, and longer ones count as so long.
+AWAY_LEAST, AWAY_MOST = 0.002, 0.5
 
 
 class Phase(enum.Enum):
@@ -81,6 +85,8 @@ class Instance(msgspec.Struct, eq=False):
     #: Ticks since a call of it has ended, counted while calls wait there behind others; and how many that may be.
     still: int = 0
     patience: int = STILL_TICKS
+    #: Seconds that messages take there and back, as `Worker.away`.
+    away: float = 0.0
     #: Whom the slots that it is to lose are for.
     promised: LibraryId = LibraryId("")
     #: Fewer slots than these would be of no use to the calls that they were claimed for.
@@ -107,7 +113,7 @@ class Instance(msgspec.Struct, eq=False):
     @property
     def stuck(self) -> bool:
         """What it runs takes longer than was thought: nothing is to wait behind it."""
-        return self.still > self.patience
+        return self.still > self.patience + 2 * self.away / TICK_SECONDS
 
     def moved(self) -> None:
         """A call of it has ended, or could not be heard of before."""
@@ -143,6 +149,8 @@ class Worker(msgspec.Struct, eq=False):
     #: Since when its connection is cut; 0: connected.
     cut_at: float = 0.0
     draining: str = ""
+    #: Seconds that messages take there and back; 0: hardly any.
+    away: float = 0.0
     #: Not empty: the batch system says that its pilot has ended, and how.
     pilot_ended: str = ""
     instances: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])

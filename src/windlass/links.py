@@ -28,7 +28,7 @@ from windlass.errors import InternalError, WindlassError
 from windlass.framing import MAX_HELLO_BYTES, FrameReader, Piece, ProtocolError, frame, frame_head
 from windlass.identity import Identity, peer_of
 from windlass.messages import Hello, Message
-from windlass.nearby import Process, process_at
+from windlass.nearby import Process, process_at, round_trip_of
 from windlass.session import Event, Handshake, Session, heard_by, said_by
 
 log = logging.getLogger("windlass.transport")
@@ -96,15 +96,25 @@ class Link:
         """Whether there is a connection now."""
         return self._connection is not None
 
+    @property
+    def round_trip(self) -> float:
+        """Seconds that a packet of its connection takes there and back at least; 0.0 where that is not to be known."""
+        sock = self._socket()
+        return round_trip_of(sock) if sock is not None else 0.0
+
     def process(self) -> Process | None:
         """Of this host, at the other end of its connection; None where that is not to be known."""
-        transport = self._connection.transport if self._connection is not None else None
-        # One that has just ended, of which nobody was told yet, has none.
-        sock = transport.get_extra_info("socket") if transport is not None else None
+        sock = self._socket()
         try:
             return process_at(sock) if sock is not None else None
         except OSError:
             return None
+
+    def _socket(self) -> Any:
+        """What is like a socket; None where there is none."""
+        transport = self._connection.transport if self._connection is not None else None
+        # One that has just ended, of which nobody was told yet, has none.
+        return transport.get_extra_info("socket") if transport is not None else None
 
     def where(self) -> str:
         """Where the other end of its connection is, in words; "": that is not to be known."""

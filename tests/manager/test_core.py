@@ -1049,6 +1049,37 @@ def test_a_queue_that_has_turned_out_long_is_shortened(bench: Bench) -> None:
     assert recall.count == len(runs) - 1 - 2
 
 
+def fill(bench: Bench, seconds: float, away: float) -> int:
+    """How many calls of so many seconds the worker has at last."""
+    library = bench.library()
+    bench.worker("w1", cores=2)
+    bench.core.worker_is_away(WorkerId("w1"), away)
+    bench.submit(library, 1000)
+    bench.serve("w1")
+    runs = bench.runs("w1")
+    for _ in range(100):
+        bench.end(runs.pop(0), seconds=seconds)
+        runs += bench.runs("w1")
+    return len(runs)
+
+
+@pytest.mark.parametrize(("away", "most"), [(0.0, 2 * 6), (0.0005, 2 * 6), (0.1, 2 * 16), (60.0, 2 * 56)])
+def test_a_worker_far_off_has_more_ahead_so_that_its_slots_do_not_run_dry(bench: Bench, away: float, most: int) -> None:
+    """As many more as it runs while word of an end comes here and the next call goes there; but a round trip of minutes is none. And it is
+    filled up before what is on its way runs out: a third may be gone of what waits there, as at any worker, not of that."""
+    assert fill(bench, 0.01, away) in (most, most - 1, most - 2, most - 3)
+
+
+def test_calls_that_may_be_on_their_way_are_not_taken_back(bench: Bench) -> None:
+    """Ticks in which nothing can have been heard say nothing of how long calls take."""
+    fill(bench, 0.01, 0.2)
+    for _ in range(STILL_TICKS + 2 * 4):
+        bench.step(0.05)
+        assert not bench.heard("w1")
+    bench.step(0.05)
+    assert [type(one) for one in bench.heard("w1")] == [RecallCalls]
+
+
 def test_a_pilot_that_drains_gets_nothing_more(bench: Bench) -> None:
     library = bench.library()
     bench.worker()

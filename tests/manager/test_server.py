@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from windlass import Closed, Factory, FunctionCall, Manager, WorkersLost
+from windlass import Closed, Factory, FunctionCall, Manager, WorkersLost, links
 from windlass.errors import ConnectionRefused, UsageError
 from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile, Identity, read_connection_file
 from windlass.links import Link
@@ -418,3 +418,20 @@ def test_a_defect_while_a_worker_tells_of_ends_ends_every_future(monkeypatch: py
         for future in [manager.submit_function(double, (number,)) for number in range(2)]:
             with pytest.raises(Closed, match=r"by a defect of Windlass: .*the client is broken"):
                 future.result(20)
+
+
+def test_how_far_off_a_worker_is_its_connection_tells(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And more calls are sent ahead there."""
+    seen: list[float] = []
+
+    def round_trip_of(sock: object) -> float:
+        return 0.1
+
+    def worker_is_away(worker: WorkerId, seconds: float) -> None:
+        seen.append(seconds)
+
+    monkeypatch.setattr(links, "round_trip_of", round_trip_of)
+    monkeypatch.setattr(manager._core, "worker_is_away", worker_is_away)
+    connection = credential(manager, WORKER, "w1")
+    run(Peer(connection, "worker", "w1").visit())
+    until(lambda: seen == [0.1], "the core is told")
