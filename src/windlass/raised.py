@@ -322,8 +322,12 @@ def _traceback(exc: BaseException) -> str:
     if frames is None and not isinstance(exc, CallFailed):
         frames = exc.__traceback__
     try:
-        lines = traceback.TracebackException(type(exc), exc, frames, compact=True).format(chain=False)
-        text = "".join(lines)
+        if _group(exc):  # its members are shown, too
+            whole = traceback.TracebackException(type(exc), exc, frames, compact=True)
+        else:  # as one of a chain that is looked at elsewhere: each exception of a chain would read all of the chain below it
+            whole = traceback.TracebackException(type(exc), exc, frames, compact=True, _seen=set())
+            whole.exceptions = None
+        text = "".join(whole.format(chain=False))
         if isinstance(exc, WindlassError):  # it is shown at the end of the error itself
             text = text.removesuffix(f"{exc.advice}\n")
     except Exception:  # noqa: BLE001 - the user's __str__ or __getattr__
@@ -468,7 +472,8 @@ def _stand_in(record: _Told, why: str = "") -> RemoteError:
 def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None:
     """Give the exception its remote traceback, its notes, and its original cause or context."""
     known = _notes(exc)
-    notes = [note for note in record.notes if note not in known]
+    have = set(known)
+    notes = [note for note in record.notes if note not in have]
     if isinstance(exc, ModuleNotFoundError):
         notes = [_at_home(exc.name, note) for note in notes]
     if notes:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from windlass import pickling
+from windlass import pickling, raised
 from windlass.commands import CommandResult
 from windlass.errors import NotPicklable, RemoteError, RemoteTraceback, SlotDied, StoreFull
 from windlass.messages import OUT_OF_BAND_BYTES, ObjectRef
@@ -717,6 +717,50 @@ def test_the_chain_is_kept_each_with_its_own_traceback() -> None:
     places = [story.index(text) for text in ("KeyError: 'inner'", "Simple: middle", "ValueError: outer")]
     assert places == sorted(places)
     assert [detail.text.count(text) for text in ("KeyError: 'inner'", "Simple: middle", "ValueError: outer")] == [1, 1, 1]
+
+
+def test_what_an_exception_costs_does_not_grow_with_the_square_of_its_chain() -> None:
+    """A parser that raises anew at each level, or a loop that tries again, makes chains of hundreds."""
+    shown = [0]
+
+    class Counted(Exception):
+        def __str__(self) -> str:
+            shown[0] += 1
+            return "counted"
+
+    def costs(length: int) -> int:
+        last: Exception | None = None
+        for _ in range(length):
+            last, cause = Counted(), last
+            last.__cause__ = cause
+        assert last is not None
+        shown[0] = 0
+        pickling.pack_exception(last)
+        return shown[0]
+
+    assert costs(60) < 3 * costs(30)
+    assert costs(1000) < 2 * costs(100), "no more than the first ones are told"
+
+
+def test_many_notes_are_not_each_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = [0]
+
+    class Counted(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared[0] += 1
+            return str(self) == other
+
+    exc = Simple("x")
+    for number in range(500):
+        exc.add_note(f"row {number}")
+    payload, _ = pickling.pack_exception(exc)
+    whole = raised._notes
+    monkeypatch.setattr(raised, "_notes", lambda one: tuple(map(Counted, whole(one))))
+    back: Any = pickling.unpack_exception(payload)
+    assert back.__notes__ == exc.__notes__
+    assert compared[0] < 5 * 500
 
 
 def test_a_chain_that_bites_its_tail_ends() -> None:
