@@ -24,6 +24,7 @@ this one (`windlass.worker.namespaces`).
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import sys
 import types
@@ -58,6 +59,8 @@ _OF_NAME: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
 }
 #: The type of what `lazy import` binds, if this Python has it.
 _LAZY: Final[Any] = getattr(types, "LazyImportType", None)
+#: Types of which each object has to be looked at; of others the first one tells, but for classes, functions and modules.
+_PECULIAR: Final = frozenset({pickling.CACHED, cached_property, singledispatchmethod, TypeVar, *_OF_NAME})
 #: At the end of a tracker id: its program has the class under its name.
 NAMED: Final = ":named"
 
@@ -75,17 +78,25 @@ _CloudPickler: Any = _cloudpickle.Pickler
 class _Pickler(_CloudPickler):  # type: ignore[misc]
     """cloudpickle's; since its version 3.1.3 that one drops the names of files."""
 
-    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, _CloudPickler.dispatch_table)
+    _own: ClassVar[dict[type, Any]] = {**_CloudPickler._dispatch_table, CodeType: _reduce_code}
+    dispatch_table: ClassVar[Any] = ChainMap(_own, copyreg.dispatch_table)
+
+    def __init__(self, file: BytesIO, buffer_callback: Callable[[PickleBuffer], bool] | None) -> None:
+        # Looked at for each object, and what a ChainMap does not have it says after a microsecond.
+        self.dispatch_table = {**copyreg.dispatch_table, **self._own}  # type: ignore[misc]
+        _CloudPickler.__init__(self, file, 5, buffer_callback)
 
 
 class ByValue(_Pickler):
     """A pickler that notes what it meets (with `homes`)."""
 
     def __init__(self, file: BytesIO, homes: bool, buffer_callback: Callable[[PickleBuffer], bool] | None) -> None:
-        _CloudPickler.__init__(self, file, 5, buffer_callback)
+        super().__init__(file, buffer_callback)
         self._homes = homes
         self._future: type | None = None
         self._holes: Any = None
+        #: Types whose objects pickle as they do by themselves, and with `homes` the module that such an object names, which was noted.
+        self._ordinary: dict[type, str] = {}
         #: Local top-level modules that the stream names.
         self.local: set[str] = set()
         #: All modules that reading the stream imports.
@@ -101,6 +112,9 @@ class ByValue(_Pickler):
 
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
+        ordinary = self._ordinary.get(kind)
+        if ordinary is not None and (not self._homes or getattr(obj, "__module__", None) is ordinary):
+            return NotImplemented  # at once: there may be a hundred thousand of them
         if kind is self._future:
             return self._holes.reduce(obj)
         if kind is pickling.CACHED and not self._goes_by_name(obj):
@@ -124,6 +138,8 @@ class ByValue(_Pickler):
             reduced = _Pickler.reducer_override(self, obj)
             if is_class and is_by_value(reduced):
                 return known_class, (_cloudpickle._get_or_create_tracker_id(obj), _class_blob(obj))
+            if not (is_class or kind is FunctionType):
+                self._have_met(kind, "")
             return reduced
         module_name = getattr(obj, "__name__" if kind is ModuleType else "__module__", None)
         if not isinstance(module_name, str) or module_name not in sys.modules:
@@ -135,6 +151,7 @@ class ByValue(_Pickler):
             _number(obj)
         if not (is_class or kind is FunctionType or kind is ModuleType):
             reduced = NotImplemented
+            self._have_met(kind, module_name)
         elif home == BY_VALUE and isinstance(obj, FunctionType):
             reduced = self._dynamic_function_reduce(obj)
         elif home == BY_VALUE and is_class and module_name and pickling.is_named(obj):
@@ -149,6 +166,10 @@ class ByValue(_Pickler):
             if home == LOCAL:
                 self.local.add(module_name.partition(".")[0])
         return reduced
+
+    def _have_met(self, kind: type, module_name: str) -> None:
+        if kind not in _PECULIAR and kind.__name__ not in pickling.SHARED_GENERATORS:
+            self._ordinary[kind] = module_name
 
     def _goes_by_name(self, obj: Any) -> bool:
         return pickling.is_named(obj) and (not self._homes or home_of(obj.__module__) != BY_VALUE)
