@@ -97,6 +97,8 @@ from windlass.worker.slotlink import (
 )
 from windlass.worker.slotproc import death, kill_group, kill_tree, outlast
 
+#: What calls load besides when they have large arguments, large results, or results with objects of the script's classes.
+LATER: Final = ("windlass.descriptors", "windlass.spares", "windlass.byvalue")
 #: The interpreter adapts a function when it has run eight times.
 REHEARSALS: Final = 16
 _PR_SET_PDEATHSIG: Final = 1
@@ -421,16 +423,19 @@ class Slot:
     # ------------------------------------------------ mode "fork"
 
     def rehearse(self) -> None:
-        """Answer a call that does nothing, a few times, to nobody: what the interpreter loads and adapts then, children share.
+        """Answer calls that do nothing and that raise, a few times, to nobody: what the interpreter loads and adapts then, children share.
 
-        What each of them had to write into its own copy of a page would cost it a page fault.
+        What each of them had to write into its own copy of a page would cost it a page fault, and what it had to import some milliseconds.
         """
         key = FunctionId(b"rehearsal")
-        self.functions.add(key, dict)
-        run = CallRun(CallId(0), 0, self.setup.instance, key, pickling.pack_scalars((), {}))
-        for _ in range(REHEARSALS):
-            self.encoder.encode_into(self.answer(run, now(), monotonic()), self.frame, 4)
-        self.functions.forget(key)
+        for function, args in ((dict, ()), (int, ("",))):
+            self.functions.add(key, function)
+            run = CallRun(CallId(0), 0, self.setup.instance, key, pickling.pack_scalars(args, {}))
+            for _ in range(REHEARSALS):
+                self.encoder.encode_into(self.answer(run, now(), monotonic()), self.frame, 4)
+            self.functions.forget(key)
+        for name in LATER if "cloudpickle" in sys.modules else LATER[:-1]:
+            __import__(name)
         gc.collect()
         gc.freeze()
 

@@ -30,7 +30,7 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.worker import slot_api, slotset
+from windlass.worker import slot, slot_api, slotset
 from windlass.worker.ground import CACHE
 from windlass.worker.slotlink import BEGUN, CALL, CANCEL, FINISHED, SENDING
 from windlass.worker.slotproc import descendants, is_gone, process_state
@@ -506,6 +506,39 @@ async def test_in_mode_fork_each_call_has_a_fresh_process(bench: Any) -> None:
         assert parent == instance.slot_pids()[0]
         seen.add(pid)
     assert len(seen) == 3
+
+
+@pytest.mark.asyncio
+async def test_in_mode_fork_no_call_has_to_load_what_ends_take(bench: Any) -> None:
+    """Exceptions, large results, and objects of the script's classes: a child that loaded that for itself took five times as long."""
+
+    def own(name: str) -> list[Any]:
+        import sys
+
+        known = set(sys.modules)
+
+        def loaded() -> str:  # asked for while what it is in is packed
+            return ",".join(sorted(one for one in {*sys.modules} - known if one.startswith("windlass.")))
+
+        class Told(Exception):
+            def __str__(self) -> str:
+                return loaded()
+
+        class Result:
+            def __reduce__(self) -> Any:
+                return str, (loaded(),)
+
+        if name == "raised":
+            raise Told
+        return [Told, known, Result()]
+
+    await bench.serving(bench.spec(own, mode="fork"))
+    end = await bench.run(own, "raised")
+    assert end.detail.text.splitlines()[-1].endswith("Told"), "and nothing that was loaded"
+    end = await bench.run(own, "returned")
+    _, known, loaded = bench.value(end)
+    assert loaded == ""
+    assert known.issuperset(slot.LATER)
 
 
 @pytest.mark.asyncio
