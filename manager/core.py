@@ -387,6 +387,7 @@ class Core(Starts):
                 self.replicas.serving(worker_id, message.addresses, worker.info.host)
             elif isinstance(message, WorkerReport):
                 worker.memory_used, worker.memory_limit = message.memory_used, message.memory_limit
+                self._memory_told(worker)
                 worker.cache_bytes = message.cache_bytes
                 if message.seconds_left:
                     self._ends_at(worker, now + message.seconds_left)

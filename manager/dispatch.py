@@ -41,8 +41,10 @@ from windlass.messages import (
 
 #: Claims that are laid at one tick, at most.
 CLAIMS_AT_ONCE = 4
-#: Zygotes without slots that a worker keeps warm for their next call.
-WARM_INSTANCES = 4
+#: Zygotes without slots that a worker keeps warm for their next call, whatever memory they have; and as long as all that it runs uses less
+#: than a part of its memory. From twice that part on it goes back to the few: what calls need is not to be taken by imports.
+WARM_INSTANCES, WARM_MOST = 4, 64
+WARM_PART = 4
 #: Rounds of placement in one pump; what is left then waits for the next event or the timer.
 ROUNDS_MOST = 10
 #: Another thread of the program may have chosen a library for a call just before it was removed; pickling the arguments takes its time.
@@ -498,10 +500,17 @@ class Dispatch(Near):
                 self._find_slots(heir, now)
 
     def _make_room_for_zygote(self, worker: Worker) -> None:
-        """Keep few warm zygotes without slots: end the one that was idle longest."""
-        warm = [one for one in worker.instances.values() if one.slots == 0 and not one.outstanding and one.phase is Phase.READY]
-        if len(warm) >= WARM_INSTANCES:
-            self._stop(min(warm, key=lambda one: one.idle_since), worker)
+        """Keep not too many warm zygotes without slots: end the one that was idle longest."""
+        warm = _warm(worker)
+        roomy = 0 < worker.memory_used * WARM_PART < worker.memory_limit
+        if len(warm) >= (WARM_MOST if roomy else WARM_INSTANCES):
+            self._stop(warm[0], worker)
+
+    def _memory_told(self, worker: Worker) -> None:
+        """How much it uses is known anew."""
+        if worker.memory_used * WARM_PART >= 2 * worker.memory_limit > 0:
+            for one in _warm(worker)[:-WARM_INSTANCES]:
+                self._stop(one, worker)
 
     def _stop(self, instance: Instance, worker: Worker) -> None:
         self._aim(instance, 0)
@@ -523,6 +532,12 @@ class Dispatch(Near):
             if not state.queues:
                 self.libraries.pop(state.spec.id, None)
                 self._starved.pop(state.spec.id, None)
+
+
+def _warm(worker: Worker) -> list[Instance]:
+    """Its zygotes without slots, the one that was idle longest first."""
+    warm = [one for one in worker.instances.values() if one.slots == 0 and not one.outstanding and one.phase is Phase.READY]
+    return sorted(warm, key=lambda one: one.idle_since)
 
 
 def _yields(queue: CallQueue, claim: Claim) -> bool:

@@ -10,6 +10,7 @@ from windlass.manager.books import LOOKED_AT
 from windlass.manager.placement import fits
 from windlass.messages import (
     CallOptions,
+    LibraryId,
     LibrarySpec,
     Message,
     RecallCalls,
@@ -232,3 +233,42 @@ def test_a_library_at_its_limit_does_not_take_back_what_another_needs_beside_wha
         assert instance.target == 3
     cluster.run(2)
     assert cluster.target(large) == 1
+
+
+def started_by_turns(cluster: Any, libraries: list[LibraryId], used: int) -> int:
+    """How many instances start when each library has a call, one after the other, where so many of 1000 bytes of memory are in use."""
+    begun = cluster.core._next_instance
+    for library in libraries:
+        cluster.core.worker_said(WorkerId("w1"), [WorkerReport(used, 1000, 0.0, 0, 0)], cluster.now)
+        cluster.submit_once(library, 0.01, 1)
+        cluster.run(0.3)
+    return int(cluster.core._next_instance - begun)
+
+
+def test_libraries_that_are_called_by_turns_keep_their_imports_while_there_is_memory(cluster: Any) -> None:
+    """Each call of the fifth and of those after it would import anew, however much memory lies idle."""
+    cluster.once = True
+    cluster.worker("w1", 2)
+    libraries = [cluster.library(f"l{number}") for number in range(10)]
+    assert started_by_turns(cluster, libraries, 249) == 10
+    assert started_by_turns(cluster, libraries, 249) == 0
+    # One more goes for each that comes, and none because of calls that have a part of the memory themselves.
+    more = [cluster.library(f"m{number}") for number in range(3)]
+    assert started_by_turns(cluster, more, 499) == 3
+    instances = cluster.core.workers[WorkerId("w1")].instances
+    assert len(instances) == 10
+    assert started_by_turns(cluster, more, 499) == 0
+    # Calls need it: the few that were used last are kept.
+    started_by_turns(cluster, more[-1:], 500)
+    assert {one.library for one in instances.values()} >= set(more)
+    assert len(instances) <= 6
+
+
+def test_few_libraries_are_kept_warm_where_memory_is_not_known(cluster: Any) -> None:
+    """As before the first report of what it uses."""
+    cluster.once = True
+    cluster.worker("w1", 1)
+    libraries = [cluster.library(f"l{number}") for number in range(10)]
+    assert started_by_turns(cluster, libraries, 0) == 10
+    assert started_by_turns(cluster, libraries, 0) == 10
+    assert len(cluster.core.workers[WorkerId("w1")].instances) <= 5
