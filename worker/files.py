@@ -28,7 +28,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
 
-from windlass.blocking import in_thread
+from windlass.blocking import Batches, in_thread
 from windlass.errors import BadTree, CacheBusy, CacheFull, Damaged, WindlassError
 from windlass.messages import (
     NO_FILE,
@@ -106,6 +106,8 @@ class Files:
         #: Threads that remove what was given up.
         self._ending: list[threading.Thread] = []
         self._tasks: dict[FileName, asyncio.Task[None]] = {}
+        #: What is done for each file, however small it is.
+        self._batches = Batches()
         #: Those who wait for a file themselves, to make another one of it.
         self._waiters: dict[FileName, list[asyncio.Future[None]]] = {}
 
@@ -314,20 +316,36 @@ class Files:
 
     async def _receive(self, ref: FileRef, source: FileSource, digest: str, data: bytes | None) -> tuple[str, int]:
         begun = self._fillings.get(ref.name)
+        # What the workers of a node share may be waited for.
+        in_turn = in_thread if ref.level == "forever" else self._batches.do
+        if begun is None and data is not None:
+            return await in_turn(partial(self._take, ref, digest, data))
         if begun is None:
-            filling = await in_thread(partial(self.cache.fill, ref.name, ref.size, ref.level), _abandon)
+            filling = await in_turn(partial(self.cache.fill, ref.name, ref.size, ref.level), _abandon)
             if filling is None:  # another worker of this node has had it meanwhile
                 self.cache.pin(ref.name)
                 return "", self.cache.facts(ref.name).size
             begun = self._fillings[ref.name] = filling, Arrival(ref, filling.path, digest=digest, reserve=filling.grow)
         filling, arrival = begun
         if data is not None:
-            arrived = await in_thread(partial(arrival.take, arrival.next_turn(), data))
+            arrived = await in_turn(partial(arrival.take, arrival.next_turn(), data))
         else:
             arrived = await self._fetch_from(arrival, source)
         del self._fillings[ref.name]
         keep = partial(filling.commit, content=arrived.content, manifest=arrived.manifest, pin=True)
-        await in_thread(partial(keep, ref.base, arrived.size))
+        await in_turn(partial(keep, ref.base, arrived.size))
+        return arrived.digest, arrived.size
+
+    def _take(self, ref: FileRef, digest: str, data: bytes) -> tuple[str, int]:
+        """On a thread: its bytes have come with the message."""
+        filling = self.cache.fill(ref.name, ref.size, ref.level)
+        if filling is None:  # another worker of this node has had it meanwhile
+            self.cache.pin(ref.name)
+            return "", self.cache.facts(ref.name).size
+        with filling:
+            arrival = Arrival(ref, filling.path, digest=digest, reserve=filling.grow)
+            arrived = arrival.take(arrival.next_turn(), data)
+            filling.commit(ref.base, arrived.size, content=arrived.content, pin=True)
         return arrived.digest, arrived.size
 
     async def _unpack(self, ref: FileRef, archive: FileRef) -> tuple[str, int]:

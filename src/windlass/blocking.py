@@ -6,10 +6,13 @@ Bulk data moves on blocking sockets (why: `windlass.filewire`), each attempt on 
 awaits.  A `Call` is the handle of one attempt: whatever socket its thread waits for, `Call.cancel` hangs up on it, so that no attempt
 outlives who gave it up for longer than it takes to notice.
 
+`Batches` is for works that are short and many: a thread for each would cost more than the work, and hundreds that start together hold up
+the loop, which waits for the interpreter's lock at each start.
+
 `Idle` keeps connections that have served for `KEEP` seconds, since a handshake costs as much as some megabytes.  The other side may end
 such a connection any time, so a request on it that gets no byte does not count.
 
-Workers load this before their hello, for `in_thread` alone: what connections say is imported where it is used.
+Workers load this before their hello, for `in_thread` and `Batches` alone: what connections say is imported where it is used.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from windlass.errors import WindlassError
 from windlass.framing import MAX_HELLO_BYTES
@@ -32,6 +37,8 @@ from windlass.session import decode_answer
 
 #: Seconds that an idle connection is kept; less than who serves keeps it (`windlass.fileserver.IDLE`).
 KEEP: Final = 3.0
+#: Short works that one thread does before those who asked for them hear of their ends.
+BATCH: Final = 32
 
 T = TypeVar("T")
 
@@ -129,6 +136,56 @@ async def in_thread(work: Callable[[], T], unwanted: Callable[[T], object] | Non
         if unwanted is not None and future.done() and not future.cancelled() and future.exception() is None:
             unwanted(future.result())  # it was here, but for the turn of the loop
         raise
+
+
+class Batches:
+    """Works that are short and wait for nobody, on one thread at a time. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._works: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def do(self, work: Callable[[], T], unwanted: Callable[[T], object] | None = None) -> T:
+        """As `in_thread`, behind what was asked for before."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._works.append((work, future))
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        try:
+            return await asyncio.shield(future)  # or nobody would know what has become of it
+        except asyncio.CancelledError:
+            if unwanted is not None:
+                future.add_done_callback(partial(_take_back, unwanted))
+            raise
+
+    async def _run(self) -> None:
+        while self._works:
+            some = [self._works.popleft() for _ in range(min(BATCH, len(self._works)))]
+            try:
+                ends = await in_thread(partial(_one_after_the_other, [work for work, _ in some]))
+            except ConnectionAbortedError as none:
+                ends = [(None, none)] * len(some)
+            for (_, future), (result, error) in zip(some, ends, strict=True):
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+        self._task = None
+
+
+def _one_after_the_other(works: Sequence[Callable[[], Any]]) -> list[tuple[Any, BaseException | None]]:
+    ends: list[tuple[Any, BaseException | None]] = []
+    for work in works:
+        try:
+            ends.append((work(), None))
+        except BaseException as error:  # noqa: BLE001 - it is raised where this is awaited
+            ends.append((None, error))
+    return ends
+
+
+def _take_back(unwanted: Callable[[T], object], future: asyncio.Future[T]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        unwanted(future.result())
 
 
 def dial(

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from windlass.blocking import in_thread
+from windlass.blocking import BATCH, Batches, in_thread
 
 pytestmark = pytest.mark.asyncio
 
@@ -71,3 +71,48 @@ async def test_what_is_waited_for_is_nobody_elses() -> None:
     gate.set()
     assert await in_thread(partial(made, gate, "lock"), given.append) == "lock"
     assert given == []
+
+
+async def test_short_works_are_done_in_their_order_on_few_threads_and_each_has_its_own_end() -> None:
+    """A thread for each costs more than the work, and the loop waits at each start."""
+    batches, done, threads = Batches(), list[int](), set[threading.Thread]()
+
+    def work(number: int) -> int:
+        done.append(number)
+        threads.add(threading.current_thread())
+        return 12 // number
+
+    ends = await asyncio.gather(*(batches.do(partial(work, number)) for number in range(2 * BATCH)), return_exceptions=True)
+    assert isinstance(ends[0], ZeroDivisionError)
+    assert ends[1:] == [12 // number for number in range(1, 2 * BATCH)]
+    assert done == list(range(2 * BATCH))
+    assert len(threads) == 2
+
+
+async def test_what_a_short_work_has_made_for_nobody_is_given_back() -> None:
+    """Also where others of its batch are waited for."""
+    batches, gate, given = Batches(), threading.Event(), list[str]()
+    lost = asyncio.create_task(batches.do(partial(made, gate, "lost"), given.append))
+    kept = asyncio.create_task(batches.do(partial(made, gate, "kept"), given.append))
+    await asyncio.sleep(0)
+    lost.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await lost
+    gate.set()
+    async with asyncio.timeout(20):
+        assert await kept == "kept"
+    assert given == ["lost"]
+
+
+async def test_short_works_without_a_thread_fail_and_the_next_ones_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of processes may be reached for a moment."""
+    batches = Batches()
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        with pytest.raises(ConnectionAbortedError, match="can't start new thread"):
+            await batches.do(lambda: 1)
+    assert await batches.do(lambda: 2) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tarfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -123,6 +124,31 @@ async def test_an_archive_is_fetched_once_to_be_unpacked(desk: Desk, tmp_path: P
     assert (desk.files.cache.path(ref.name, "soft") / "program").exists()
     assert desk.files.cache.has(archive.name) is (level == "workflow")
     desk.files.release([ref])
+
+
+async def test_hundreds_of_small_files_come_on_few_threads(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start holds up the loop, and with threads by the hundred everything waits for the interpreter's lock."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def note(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    contents = [b"%d" % number for number in range(300)]
+    refs = [FileRef(FileName(content_name(content)), len(content), "data", "workflow") for content in contents]
+    desk.files.hold(refs)
+    assert await desk.next_said() == WantFiles(tuple(ref.name for ref in refs))
+    for ref, content in zip(refs, contents, strict=True):
+        desk.files.heard(FetchFile(ref, SOURCE, data=content))
+    await desk.until(lambda: len(desk.ended) == 300)
+    assert set(desk.ended.values()) == {""}
+    assert [desk.files.cache.path(ref.name, "data").read_bytes() for ref in refs] == contents
+    assert len(started) <= 20
+    assert len(desk.said) == 300
+    desk.said.clear()
+    desk.files.release(refs)
 
 
 @pytest.mark.parametrize(
