@@ -23,6 +23,7 @@ from windlass.manager.away import PATIENCE
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import LIBRARY_FAILED, NOT_POSSIBLE, Call, CallQueue, message_bytes
 from windlass.manager.failures import Failures
+from windlass.manager.heldup import HeldUp
 from windlass.manager.kinds import KINDS_MOST
 from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
@@ -144,6 +145,7 @@ class Books:
         self._shrinking: dict[InstanceId, Instance] = {}
         #: Those with more calls than slots, and some that have no more as many.
         self._ahead: dict[InstanceId, Instance] = {}
+        self._held_up = HeldUp()
         #: Those with a claim.
         self._claimed: dict[WorkerId, Worker] = {}
         self._outbox: dict[WorkerId, list[Message]] = {}

@@ -451,8 +451,12 @@ class Core(Starts):
         self.demand_changed, self._demand_at = False, now
         return demand_of(self.libraries.values(), self.workers.values(), self.all_offers(), now, self.blocked.names)
 
-    def tick(self, now: float) -> None:
-        """Time has passed: sessions are given up, starved libraries and recalls are looked at again."""
+    def tick(self, now: float, late: float = 0.0) -> None:
+        """Time has passed: sessions are given up, starved libraries and recalls are looked at again. The tick is ``late`` seconds late."""
+        if self._held_up.turned(late):
+            for state in self.libraries.values():
+                state.look_ahead(self._held_up.ahead_seconds)
+                self._dirty[state.spec.id] = state
         grace = self.settings.reconnect_grace
         over = [worker.id for worker in self.workers.values() if worker.cut_at and now >= worker.cut_at + grace]
         for worker_id in over[:GIVEN_UP_AT_ONCE]:
@@ -464,7 +468,7 @@ class Core(Starts):
         if self.blocked.expire(now):
             self.demand_changed = True
         if self._ahead:
-            self._take_back_waiting()
+            self._take_back_waiting(now - self._ticked_at)
         self._let_spent_go(now)
         self._wake_starved(now)
         turns = bool(self._starved)

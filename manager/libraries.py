@@ -17,14 +17,12 @@ from itertools import takewhile
 import msgspec
 
 from windlass.manager.calls import SMOOTHING, CallQueue, Durations
+from windlass.manager.heldup import AHEAD_SECONDS
 from windlass.manager.kinds import Steps
 from windlass.manager.workers import Instance, Phase, usual_weight
 from windlass.messages import InstanceId, LibrarySpec, Resources
 
-#: Seconds of measured work that may wait at a worker for each slot, so that slots stay busy while the manager is held up: a program that
-#: computes keeps the interpreter's lock 5 ms at a time, and a turn of the manager's loop takes it several times. Where messages are long on
-#: their way (`Instance.away`), so much more.
-AHEAD_SECONDS = 0.05
+#: Calls that may wait at a worker for each slot, whatever they take.
 AHEAD_MOST = 1024
 #: More are sent when one in so many of them is gone.
 REFILL = 3
@@ -85,6 +83,9 @@ class LibraryState(msgspec.Struct, eq=False):
     taken_at: float = 0.0
     durations: Durations = msgspec.field(default_factory=Durations)
     ahead: int = AHEAD_UNKNOWN
+    #: Seconds of measured work that may wait at a worker for each slot (`windlass.manager.heldup`); where messages are long on their way
+    #: (`Instance.away`), so much more.
+    ahead_seconds: float = AHEAD_SECONDS
     #: Why it cannot start; then its calls end with this text.
     failed: str = ""
     #: Starts that crashed or timed out since a call of it has ended.
@@ -159,7 +160,7 @@ class LibraryState(msgspec.Struct, eq=False):
         """Calls ahead for each place: with those that would be run while messages are on their way there and back."""
         if not instance.away or not self.durations.count:
             return self.ahead
-        return _ahead_in(AHEAD_SECONDS + instance.away, self.durations.mean)
+        return _ahead_in(self.ahead_seconds + instance.away, self.durations.mean)
 
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
@@ -192,7 +193,16 @@ class LibraryState(msgspec.Struct, eq=False):
         if not total < _SECONDS_MOST:
             return  # a worker may say anything
         self.durations.add(total, number, longest)
-        ahead = _ahead_in(AHEAD_SECONDS, self.durations.mean)
+        self._look_ahead()
+
+    def look_ahead(self, seconds: float) -> None:
+        """So many seconds of work may wait for each slot from now on."""
+        self.ahead_seconds = seconds
+        if self.durations.count:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        ahead = _ahead_in(self.ahead_seconds, self.durations.mean)
         if ahead != self.ahead:
             self.ahead = ahead
             for instance in self.instances.values():

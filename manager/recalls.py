@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-Calls are sent ahead of free slots, as many as would be run in `AHEAD_SECONDS` by the mean of what was measured. That mean may be wrong
+Calls are sent ahead of free slots, as many as would be run in some 50 ms by the mean of what was measured. That mean may be wrong
 for the calls at hand, above all where durations have a heavy tail. So three things bring queued calls back; what has been claimed by a
 slot stays. All are asked for with `RecallCalls`, one at a time for each instance, and answered with what was found, newest first.
 
@@ -18,7 +18,8 @@ from __future__ import annotations
 from itertools import islice
 
 from windlass.manager.books import Books
-from windlass.manager.libraries import AHEAD_SECONDS, LibraryState
+from windlass.manager.heldup import AHEAD_SECONDS
+from windlass.manager.libraries import LibraryState
 from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA, Instance, Phase, Worker
 from windlass.messages import RecallCalls
 
@@ -26,8 +27,8 @@ from windlass.messages import RecallCalls
 RECALL_SECONDS = 0.005
 #: So many instances are looked at for the most loaded one, and for idle slots.
 RECALL_AMONG = 64
-#: Queues that are expected to take longer, in seconds, are shortened to what they should be.
-WAIT_SECONDS_MOST = 4 * AHEAD_SECONDS
+#: Queues that are expected to take so many times as long as they should are shortened.
+WAIT_TIMES_MOST = 4
 
 
 class Recalls(Books):
@@ -51,21 +52,24 @@ class Recalls(Books):
         most.recalling = True
         self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
 
-    def _take_back_waiting(self) -> None:
-        """A tick: calls do not wait on behind others that take much longer than calls were thought to take when they were sent.
+    def _take_back_waiting(self, seconds: float) -> None:
+        """A tick, so many seconds after the last one: calls do not wait on behind others that take much longer than calls were thought to
+        take when they were sent.
 
         Durations with a heavy tail are why: the mean says that a queue is short, and then a call runs that is a thousand times as long. All
         that waits behind it comes back then; and some of it where a queue has turned out longer than it should be.
         """
+        # Where the manager is held up, calls wait there that take as long as several ticks.
+        part = min(1.0, max(seconds, AHEAD_SECONDS) / self._held_up.ahead_seconds)
         for instance in list(self._ahead.values()):
             waiting = instance.outstanding - instance.running_most
             if waiting <= 0:
                 del self._ahead[instance.id]
                 continue
-            instance.still += 1
+            instance.still += part
             state = self.libraries[instance.library]
             if not instance.stuck:
-                if waiting * state.durations.mean <= (WAIT_SECONDS_MOST + 4 * instance.away) * instance.places:
+                if waiting * state.durations.mean <= WAIT_TIMES_MOST * (self._held_up.ahead_seconds + instance.away) * instance.places:
                     continue
                 waiting = min(waiting, instance.outstanding - state.most(instance))
             worker = self.workers[instance.worker]

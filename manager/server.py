@@ -293,7 +293,7 @@ class Server:
             self.addresses = await self._listener.listen(self._hosts, self._port)
             self.authority.set_addresses(self.addresses)
             self._ready.set()
-            self._tick()
+            self._tick(self._loop.time())
             await self._stop.wait()
             if self.client is not None:
                 self.client.closed = self.client.closed or self._reason
@@ -328,15 +328,16 @@ class Server:
         self.core.close(self._reason, self.now())
         self._act()
 
-    def _tick(self) -> None:
-        self._guarded(self._look_at_time)
+    def _tick(self, due: float) -> None:
         assert self._loop is not None
-        self._loop.call_later(TICK_SECONDS if self.core.calls or self.workers.links else REST_SECONDS, self._tick)
+        self._guarded(partial(self._look_at_time, self._loop.time() - due))
+        due = self._loop.time() + (TICK_SECONDS if self.core.calls or self.workers.links else REST_SECONDS)
+        self._loop.call_at(due, self._tick, due)
 
-    def _look_at_time(self) -> None:
+    def _look_at_time(self, late: float) -> None:
         now = self.now()
         self.attachments.give_up_dead(now)
-        self.core.tick(now)
+        self.core.tick(now, late)
         self._act()
         self.workers.close_given_up()
         self.store.sweep()

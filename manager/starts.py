@@ -33,7 +33,7 @@ class Starts(Attempts):
                 self._try_again(known)
                 self.structure += 1
             return
-        self.libraries[spec.id] = LibraryState(spec)
+        self.libraries[spec.id] = LibraryState(spec, ahead_seconds=self._held_up.ahead_seconds)
         for function in spec.functions:
             self.functions[function.id] = function
         self.structure += 1

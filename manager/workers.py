@@ -83,7 +83,7 @@ class Instance(msgspec.Struct, eq=False):
     #: A `RecallCalls` is not answered yet.
     recalling: bool = False
     #: Ticks since a call of it has ended, counted while calls wait there behind others; and how many that may be.
-    still: int = 0
+    still: float = 0
     patience: int = STILL_TICKS
     #: Seconds that messages take there and back, as `Worker.away`.
     away: float = 0.0

@@ -19,6 +19,7 @@ CORES = (
     "manager/books.py",
     "manager/dispatch.py",
     "manager/recalls.py",
+    "manager/heldup.py",
     "manager/near.py",
     "manager/attempts.py",
     "manager/starts.py",

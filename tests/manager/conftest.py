@@ -116,6 +116,8 @@ class Cluster:
         self.numbers = itertools.count(1)
         #: Calls that have ended are not followed by others.
         self.once = False
+        #: Seconds by which turns of the timer are late.
+        self.late = 0.0
         self._steps = 0
 
     def library(self, name: str, cores: float = 0.0, gpus: int = 0, slots: int = 0) -> LibraryId:
@@ -181,7 +183,7 @@ class Cluster:
             for name, worker in self.workers.items():
                 self.core.worker_said(name, worker.go_on(self.now), self.now)
             if self._steps % round(self.tick / self.step) == 0:
-                self.core.tick(self.now)
+                self.core.tick(self.now, self.late)
             self.act()
             if self._steps % self.steps_unchecked == 0:
                 self.core.check()

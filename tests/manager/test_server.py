@@ -435,3 +435,18 @@ def test_how_far_off_a_worker_is_its_connection_tells(manager: Manager, monkeypa
     connection = credential(manager, WORKER, "w1")
     run(Peer(connection, "worker", "w1").visit())
     until(lambda: seen == [0.1], "the core is told")
+
+
+def test_the_core_hears_how_late_the_turns_of_the_timer_are(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may keep the interpreter's lock in C, again and again: the loop then stands still for as long."""
+    late: list[float] = []
+
+    def tick(_: float, seconds: float) -> None:
+        late.append(seconds)
+
+    monkeypatch.setattr(manager._core, "tick", tick)
+    loop = manager._server._loop
+    assert loop is not None
+    loop.call_soon_threadsafe(lambda: manager._server._tick(loop.time() - 100.0))
+    until(lambda: max(late, default=0.0) >= 100.0, "the turn that was due long ago")
+    until(lambda: late[-1] < 50.0, "the next one, which is not")
