@@ -76,7 +76,7 @@ class Attempts(Dispatch):
             call.queue.running -= 1
             sums = learned.get(library)
             if sums is None:
-                sums = learned[library] = [0.0, 0, 0.0, 0]
+                sums = learned[library] = [0.0, 0, 0.0, 0, 0]
             sums[3] += 1
             if end.outcome == RETURNED:
                 seconds = max(0.0, end.ended_at - end.started_at)  # a worker may say anything
@@ -84,6 +84,10 @@ class Attempts(Dispatch):
                 sums[1] += 1
                 if seconds > sums[2]:
                     sums[2] = seconds
+                if spec.spans:
+                    sums[4] += 1
+                if end.spans and not end.kept:
+                    sums[4] += 1
                 del calls[end.call]
                 if end.kept or end.outputs or (spec.sandbox is not None and spec.sandbox.outputs):
                     self._keep(call, worker, end, now)
@@ -95,7 +99,7 @@ class Attempts(Dispatch):
                 done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(earlier) if earlier else (), call.spec.tag))
             else:
                 self._ended_badly(call, worker, end, now)
-        for library, (total, number, longest, finished) in learned.items():
+        for library, (total, number, longest, finished, moved) in learned.items():
             state = self.libraries[library]
             state.running -= int(finished)
             state.progressed = True
@@ -105,7 +109,7 @@ class Attempts(Dispatch):
             if number:
                 state.done += int(number)
                 self.counters.returned += int(number)
-                state.learn(total, int(number), longest)
+                state.learn(total, int(number), longest, int(moved))
             instance = by_library.get(library)
             if instance is not None:
                 instance.served += int(finished)

@@ -86,6 +86,9 @@ class LibraryState(msgspec.Struct, eq=False):
     #: Seconds of measured work that may wait at a worker for each slot (`windlass.manager.heldup`); where messages are long on their way
     #: (`Instance.away`), so much more.
     ahead_seconds: float = AHEAD_SECONDS
+    #: Round trips that a call takes beside its run, a moving mean: one, another to fetch objects that it is given, and another to hand over
+    #: those that it returns, before its end is told.
+    trips: float = 1.0
     #: Why it cannot start; then its calls end with this text.
     failed: str = ""
     #: Starts that crashed or timed out since a call of it has ended.
@@ -160,7 +163,7 @@ class LibraryState(msgspec.Struct, eq=False):
         """Calls ahead for each place: with those that would be run while messages are on their way there and back."""
         if not instance.away or not self.durations.count:
             return self.ahead
-        return _ahead_in(self.ahead_seconds + instance.away, self.durations.mean)
+        return _ahead_in(self.ahead_seconds + instance.away * self.trips, self.durations.mean)
 
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
@@ -188,8 +191,9 @@ class LibraryState(msgspec.Struct, eq=False):
         self.news = self.news or 1
         queue.passed_at = self.news
 
-    def learn(self, total: float, number: int, longest: float) -> None:
-        """Take in run times; the number of calls ahead follows from their mean."""
+    def learn(self, total: float, number: int, longest: float, moved: int = 0) -> None:
+        """Take in run times; the number of calls ahead follows from their mean. ``moved``: arguments and results with objects."""
+        self.trips += (1 + moved / number - self.trips) * min(1.0, SMOOTHING * number)
         if not total < _SECONDS_MOST:
             return  # a worker may say anything
         self.durations.add(total, number, longest)

@@ -113,7 +113,7 @@ class Instance(msgspec.Struct, eq=False):
     @property
     def stuck(self) -> bool:
         """What it runs takes longer than was thought: nothing is to wait behind it."""
-        return self.still > self.patience + 2 * self.away / TICK_SECONDS
+        return self.still > self.patience + 4 * self.away / TICK_SECONDS
 
     def moved(self) -> None:
         """A call of it has ended, or could not be heard of before."""

@@ -1070,10 +1070,27 @@ def test_a_worker_far_off_has_more_ahead_so_that_its_slots_do_not_run_dry(bench:
     assert fill(bench, 0.01, away) in (most, most - 1, most - 2, most - 3)
 
 
+@pytest.mark.parametrize(("given", "returned", "most"), [(0, 0, 2 * 11), (1, 0, 2 * 16), (0, 1, 2 * 16), (1, 1, 2 * 21)])
+def test_calls_with_objects_have_more_ahead_far_off(bench: Bench, given: int, returned: int, most: int) -> None:
+    """Each of them takes a round trip more to fetch what it is given, and one to give what it returns, before its end is told."""
+    library, ref = bench.library(), ObjectRef(ObjectName("o" * 32), 1 << 20)
+    bench.worker("w1", cores=2)
+    bench.core.worker_is_away(WorkerId("w1"), 0.05)
+    bench.core.submit([CallSpec(CallId(call), library, F, b"args", (ref,) * given, PLAIN) for call in range(1, 1000)], bench.now)
+    bench.step()
+    bench.serve("w1")
+    runs = bench.runs("w1")
+    for _ in range(200):
+        run = runs.pop(0)
+        bench.say("w1", CallsEnded([CallEnd(run.call, run.attempt, RETURNED, b"", (ref,) * returned, started_at=1.0, ended_at=1.01)]))
+        runs += bench.runs("w1")
+    assert most - 6 < len(runs) <= most
+
+
 def test_calls_that_may_be_on_their_way_are_not_taken_back(bench: Bench) -> None:
     """Ticks in which nothing can have been heard say nothing of how long calls take."""
     fill(bench, 0.01, 0.2)
-    for _ in range(STILL_TICKS + 2 * 4):
+    for _ in range(STILL_TICKS + 4 * 4):
         bench.step(0.05)
         assert not bench.heard("w1")
     bench.step(0.05)
