@@ -16,6 +16,7 @@ it has no effect.  Workers need none of it, as their calls run in other processe
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import threading
@@ -30,19 +31,19 @@ PROMPT: Final = 2e-4
 LINGER: Final = 0.05
 
 _lock = threading.Lock()
-#: How many move bytes now; what the interval was before the first of them, and what it has been since (0: it was not changed).
+#: How many move bytes now; what the interval was before the first of them (0: it was not changed).
 _movers = 0
-_before = _since = 0.0
+_before = 0.0
 
 
 def begin() -> None:
     """Bytes are moved from now on; `end` must follow. From any thread."""
-    global _movers, _before, _since
+    global _movers, _before
     with _lock:
         _movers += 1
         if _movers == 1 and (before := sys.getswitchinterval()) > PROMPT:
+            _before = before  # first: another thread may fork at any moment
             sys.setswitchinterval(PROMPT)
-            _before, _since = before, sys.getswitchinterval()
 
 
 def end() -> None:
@@ -118,10 +119,10 @@ def leave() -> None:
 
 
 def _restore() -> None:
-    global _since
-    if _since and sys.getswitchinterval() == _since:
+    global _before
+    if _before and math.isclose(sys.getswitchinterval(), PROMPT):  # else the program has set it meanwhile
         sys.setswitchinterval(_before)
-    _since = 0.0
+    _before = 0.0
 
 
 def _after_fork() -> None:

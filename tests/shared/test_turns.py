@@ -83,6 +83,24 @@ def test_in_a_forked_copy_of_the_program_nobody_moves_bytes() -> None:
         assert is_prompt()
 
 
+def test_a_copy_that_another_thread_forks_as_somebody_begins_has_the_programs_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would have been prompt for ever. (This thread forks here, in that moment.)"""
+    change, ends = sys.setswitchinterval, list[int]()
+
+    def change_and_fork(seconds: float) -> None:
+        monkeypatch.setattr(sys, "setswitchinterval", change)
+        change(seconds)
+        child = os.fork()
+        if not child:
+            os._exit(int(is_prompt()))
+        ends.append(os.waitpid(child, 0)[1])
+
+    monkeypatch.setattr(sys, "setswitchinterval", change_and_fork)
+    with turns.prompt():
+        assert is_prompt()
+    assert ends == [0]
+
+
 class Clock:
     """A loop that is one in name: its time, and what it is to call when."""
 
