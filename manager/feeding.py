@@ -31,6 +31,7 @@ from windlass.errors import Closed, InputFailed, NotPicklable, UsageError
 from windlass.manager.call import IMPLICIT, Target
 from windlass.manager.callbacks import CallbackThread
 from windlass.manager.calls import CLOSED, INPUT_FAILED
+from windlass.manager.causes import clipped
 from windlass.manager.future import CallFuture
 from windlass.manager.inputs import Holds, Inputs, InputsCount, Waiting
 from windlass.manager.keeping import KeptResults, require_fit
@@ -459,6 +460,7 @@ def input_failed(future: CallFuture[Any], text: str) -> InputFailed:
     else:
         cause = origin
         text = f"{text}: {origin}"
-    error = InputFailed(text, call=call, library=library, function=function, tag=tag)
+    # The whole is in the cause, which they share; each of thousands of consumers would have a copy of what a program wrote.
+    error = InputFailed(clipped(text), call=call, library=library, function=function, tag=tag)
     error.__cause__ = cause
     return error

@@ -386,6 +386,23 @@ def next_specs(bench: Bench) -> list[CallSpec]:
 # ---------------------------------------------------------------- what goes wrong
 
 
+def test_consumers_of_an_input_that_failed_with_much_to_say_do_not_each_repeat_it(bench: Bench) -> None:
+    """As where the message is what a program wrote. All of it is in the cause, which they share."""
+    first = bench.submit(1)
+    consumers = [bench.submit(first) for _ in range(2)]
+    bench.raises(first, ValueError("begin" + 100_000 * "x" + "end"))
+    errors = [consumer.exception(0) for consumer in consumers]
+    assert errors[0] is not None
+    text = str(errors[0])
+    assert text.startswith("call 2 (lib.f) was not run, because its input failed: call 1 (lib.f) raised ValueError: beginx")
+    assert "characters left out" in text
+    assert text.endswith("xend")
+    assert len(text) < 10_000
+    assert errors[1] is not None
+    assert len(str(errors[0].__cause__)) > 100_000
+    assert errors[0].__cause__ is errors[1].__cause__
+
+
 def test_a_failed_input_ends_its_consumer_with_the_name_of_the_producer(bench: Bench) -> None:
     """At once, with the producer's exception as the cause; `wait` hands out both."""
     first = bench.submit(1, tag="night")
