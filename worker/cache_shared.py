@@ -28,6 +28,7 @@ import fcntl
 import os
 import stat
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +53,8 @@ _LOCKS: Final = ".locks"
 _LOOK_AGAIN: Final = 0.05
 #: Locks that are held for moments only are waited for this long, in seconds; a process that is stopped may hold one.
 _MOMENTS: Final = 60.0
+#: Seconds for which it is remembered what an entry takes: reading that of thousands of entries takes longer than a small file to come.
+_SIZES_HOLD: Final = 60.0
 
 
 class SharedCache:
@@ -69,6 +72,9 @@ class SharedCache:
         #: The lock that pins an entry for this process, and how often.
         self._pins: dict[str, tuple[int, int]] = {}
         self._filling: dict[str, int] = {}  # temporary to its lock
+        #: What whole entries took when last read, and until when that is believed. With the lock ``room``.
+        self._sizes: dict[str, int] = {}
+        self._sizes_until = 0.0
         self._make_folder()
         lock = self._acquire("room", fcntl.LOCK_SH, 0.0)  # a file system without locks says so now, and not in the middle
         if lock is not None:
@@ -255,17 +261,20 @@ class SharedCache:
 
     def _all(self) -> Iterator[tuple[str, Facts]]:
         """Entries and temporaries."""
-        try:
-            names = os.listdir(self._text)
-        except FileNotFoundError:
-            return
-        for name in names:
-            facts = entries.read_facts(self._place(name)) if is_file_name(name) or name.startswith(".t-") else None
+        for name in self._listed():
+            facts = entries.read_facts(self._place(name)) if _takes_room(name) else None
             if facts is not None:
                 yield name, facts
 
+    def _listed(self) -> list[str]:
+        try:
+            return os.listdir(self._text)
+        except FileNotFoundError:
+            return []
+
     def _temporaries(self, name: str = "") -> list[str]:
-        return [each for each in os.listdir(self._text) if each.startswith(f".t-{name}")]
+        head = f".t-{name}"
+        return [each for each in os.listdir(self._text) if each.startswith(head)]
 
     def _take_up(self, name: str) -> bool:
         """True when the entry is here; one of an earlier boot only after its content was compared. With the lock for filling it."""
@@ -320,8 +329,8 @@ class SharedCache:
             left = self._remove_unused(each) if each not in self._pins else ""
             if left:
                 dead.append(left)
-                over -= sizes[each].size
-                used -= sizes[each].size
+                over -= sizes[each]
+                used -= sizes[each]
         if over > 0:
             from windlass.units import show_memory
 
@@ -330,10 +339,22 @@ class SharedCache:
                 why = "its disk has not so much free"
             raise entries.no_room(name, size, self._text, why, "raise its limit, free some space there, or declare fewer files as forever")
 
-    def _look(self, size: int) -> tuple[dict[str, Facts], int, int]:
+    def _look(self, size: int) -> tuple[dict[str, int], int, int]:
         """All that takes room, the bytes of it, and how many too many they are for `size` more."""
-        found = dict(self._all())
-        used = sum(facts.size for facts in found.values())
+        now = time.monotonic()
+        if now >= self._sizes_until:
+            self._sizes, self._sizes_until = {}, now + _SIZES_HOLD
+        here, sizes = set(self._listed()), self._sizes
+        for gone in sizes.keys() - here:
+            del sizes[gone]
+        found = sizes.copy()
+        for name in here - sizes.keys():
+            facts = entries.read_facts(self._place(name)) if _takes_room(name) else None
+            if facts is not None:
+                found[name] = facts.size
+                if is_file_name(name):
+                    sizes[name] = facts.size
+        used = sum(found.values())
         return found, used, max(used + size - self.limit if self.limit else 0, size - entries.free_bytes(self._text))
 
     # ------------------------------------------------ locks
@@ -393,3 +414,8 @@ class SharedCache:
             if lock is not None:
                 remove_tree(os.path.join(self._text, left))
                 self._end_filling(name, lock)
+
+
+def _takes_room(name: str) -> bool:
+    """Whether it is the name of an entry or a temporary."""
+    return is_file_name(name) or name.startswith(".t-")

@@ -16,9 +16,11 @@ import blake3
 import pytest
 
 from windlass.errors import CacheBusy, CacheFull, Closed, Damaged, UsageError
+from windlass.objects import content_name
 from windlass.trees import scan
 from windlass.worker import cache_entries as entries
 from windlass.worker.cache import Cache
+from windlass.worker.cache_entries import Facts
 from windlass.worker.cache_shared import SharedCache
 
 DATA = b"shared content"
@@ -192,6 +194,33 @@ def test_it_has_a_limit_of_its_own(cache: Cache) -> None:
     put(cache)
     cache.unpin(R)
     cache.unpin(first)
+
+
+def test_room_is_found_without_reading_again_what_each_entry_takes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With thousands of entries that takes longer than their files, and all workers of the node wait for it; but others may change them, so
+    what was read is not believed for long."""
+    contents = [b"%d" % number for number in range(40)]
+    read: list[str] = []
+    read_facts = entries.read_facts
+
+    def note(place: str) -> Facts | None:
+        read.append(place)
+        return read_facts(place)
+
+    monkeypatch.setattr(entries, "read_facts", note)
+    for content in contents:
+        put(cache, content, content_name(content))
+    assert len(read) <= 10 * len(contents)
+    read.clear()
+    monkeypatch.setattr(shared_of(cache), "_sizes_until", 0.0)
+    put(cache, b"another", content_name(b"another"))
+    assert len({*read}) > len(contents)
+    monkeypatch.undo()
+    for content in contents[:30]:
+        cache.discard(content_name(content))
+    shared_of(cache).limit = shared_of(cache).used + 1
+    put(cache, b"x", content_name(b"x"))
+    assert len(cache.names()) == 12
 
 
 def test_content_of_unknown_size_takes_room_as_it_grows(cache: Cache) -> None:
