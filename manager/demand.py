@@ -49,15 +49,22 @@ def demand_of(
         if library.failed:
             continue
         usual = library.call_seconds()
+        # Of each kind once: no two of its calls need have equal options, and then it has as many queues as calls.
+        shape_of: dict[Resources, Resources] = {}
+        asked: dict[_Key, Resources] = {}
         for queue in library.queues:
             waiting = queue.waiting
             if not waiting and not queue.running and not queue.away:
                 continue
-            shape, asked = _shape(queue.needs, library.spec), _shape(queue.options.needs, library.spec)
+            shape = shape_of.get(queue.needs)
+            if shape is None:
+                shape = shape_of[queue.needs] = _shape(queue.needs, library.spec)
             least = walltime_for(queue.least_seconds, library.start_allowance, longest)
             each = max(queue.options.expected_time or usual, queue.least_seconds)
             key = shape, bisect_left(walltimes, least), max(0, frexp(each)[1]) if each else -1
-            largest[key] = _larger(asked, largest.get(key, asked))
+            needs, others = queue.options.needs, asked.get(key)
+            if others is None or needs is not others:
+                asked[key] = needs if others is None else _larger(needs, others)
             sums = shapes.setdefault(key, [0, 0, 0.0, 0.0, 0.0, 0])
             at_once = library.spec.concurrency
             sums[0] += -(-waiting // at_once)
@@ -66,6 +73,9 @@ def demand_of(
             sums[3] = max(sums[3], each)
             sums[4] = max(sums[4], least)
             sums[5] += -(-queue.away // at_once)
+        for key, needs in asked.items():
+            whole = _shape(needs, library.spec)
+            largest[key] = _larger(whole, largest.get(key, whole))
     pilots = tuple(
         PilotSeen(
             pool=worker.info.pool,
@@ -100,4 +110,6 @@ def _shape(needs: Resources, spec: LibrarySpec) -> Resources:
 
 
 def _larger(a: Resources, b: Resources) -> Resources:
+    if a.cores <= b.cores and a.memory <= b.memory and a.gpus <= b.gpus:
+        return b
     return Resources(max(a.cores, b.cores), max(a.memory, b.memory), max(a.gpus, b.gpus))

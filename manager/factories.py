@@ -3,9 +3,10 @@
 Theory of operation
 -------------------
 A factory is known by its name and the function that tells it something. It hears the demand when it comes, and then when that has changed,
-but for long no faster than the `pace` for so many workers. After some quiet `AT_ONCE` messages follow each other sooner: the first
-call of a program comes right behind the factory's own offer, and is not to wait for it. But each waits for `GATHER` seconds, so that calls
-that a program submits in a loop are one demand, and one command to the batch system.
+but for long no faster than the `pace` for so many workers, and so that no more than a tenth of this thread's time goes into it (`SHARE`):
+there may be as many different options as calls, and each is looked at. After some quiet `AT_ONCE` messages follow each other sooner: the
+first call of a program comes right behind the factory's own offer, and is not to wait for it. But each waits for `GATHER` seconds, so that
+calls that a program submits in a loop are one demand, and one command to the batch system.
 
 There is one factory of a name at a time, as two would take each other's pilots for their own: who comes second is refused (`refusal`).
 But a later life of a factory takes the place of the earlier one, and may come before it is known that that has gone: one that is cut off
@@ -18,6 +19,7 @@ Everything runs on the manager's loop.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -33,6 +35,8 @@ Tell = Callable[[Message], object]
 AT_ONCE: Final = 3
 #: Seconds in which a loop submits a thousand calls.
 GATHER: Final = 0.005
+#: A demand that took so long to find out is followed by so many times as long without one.
+SHARE: Final = 10
 #: Seconds in which a factory that lives acknowledges what it is told: less than who opens a port waits for its welcome.
 ANSWERS_WITHIN: Final = 5.0
 #: Seconds after which an answer that was asked for says nothing any more: whoever came then has given up.
@@ -67,6 +71,8 @@ class Factories:
         self._asked: dict[str, _Asked] = {}
         #: When all that was told would have been told, had each message kept the pace.
         self._told_until = 0.0
+        #: Seconds of this thread's time that the last one took to find out.
+        self._took = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -123,15 +129,21 @@ class Factories:
         """The demand has changed: tell it when it is time."""
         if self._timer is None:
             # Half a one more, as sums of seconds are not exact.
-            steady = pace(len(self._core.workers))
+            steady = self._pace()
             wait = min(steady, self._told_until - self._now() - (AT_ONCE - 0.5) * steady)
             self._timer = asyncio.get_running_loop().call_later(max(GATHER, wait), self._tell_now)
 
     def _tell_now(self) -> None:
         self._timer = None
-        now = self._now()
-        self._told_until = max(self._told_until, now) + pace(len(self._core.workers))
-        self._tell_all(self._core.demand(now))
+        now, begun = self._now(), time.thread_time()
+        demand = self._core.demand(now)
+        self._took = time.thread_time() - begun
+        self._told_until = max(self._told_until, now) + self._pace()
+        self._tell_all(demand)
+
+    def _pace(self) -> float:
+        """Seconds between two messages."""
+        return max(pace(len(self._core.workers)), SHARE * self._took)
 
     def resume(self, pool: PoolName) -> None:
         """Hand a person's word on: those that have the pool know what it means."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.manager.test_core import Bench
+from tests.manager.test_core import Bench, F
 
 from windlass.factory.planner import wanted_pilots
 from windlass.factory.pool import PoolConfig
-from windlass.messages import CallOptions, LibraryId, PoolName, PoolOffer, PoolReport, Resources, WorkerId
+from windlass.manager import demand
+from windlass.messages import CallId, CallOptions, CallSpec, LibraryId, LibrarySpec, PoolName, PoolOffer, PoolReport, Resources, WorkerId
 
 HOUR = 3600.0
 
@@ -167,3 +168,25 @@ def test_calls_that_a_walltime_has_cut_short_are_counted_with_what_they_have_run
     bench.step()
     long = [shape for shape in bench.core.demand(bench.now).shapes if shape.least]
     assert [(shape.waiting, shape.seconds >= 2000.0 * shape.waiting) for shape in long] == [(4, True)]
+
+
+def test_what_a_kind_of_calls_takes_is_found_out_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many options its calls have; and the shape is what the largest of them asks for."""
+    library = bench.library()
+    bench.worker("w1", cores=4, memory=8 << 30)
+    asked = [Resources(memory=(64 << 20) + number) for number in range(200)]
+    options = [CallOptions(needs=needs) for needs in asked]
+    bench.core.submit([CallSpec(CallId(5000 + number), library, F, b"", (), one) for number, one in enumerate(options)], bench.now)
+    looks = 0
+
+    def count(needs: Resources, spec: LibrarySpec) -> Resources:
+        nonlocal looks
+        looks += 1
+        return shape_of(needs, spec)
+
+    shape_of = demand._shape  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(demand, "_shape", count)
+    [shape] = bench.core.demand(bench.now).shapes
+    assert shape.needs.memory == max(needs.memory for needs in asked)
+    assert shape.waiting + shape.running == 200
+    assert looks < 10

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from windlass.manager.demand import pace
-from windlass.manager.factories import ANSWERS_WITHIN, ASKED_LATELY, AT_ONCE, GATHER, Factories
+from windlass.manager.factories import ANSWERS_WITHIN, ASKED_LATELY, AT_ONCE, GATHER, SHARE, Factories
 
 
 class Bench:
@@ -77,6 +78,21 @@ def test_for_long_there_is_one_message_for_each_pace(monkeypatch: pytest.MonkeyP
     paces = 100
     bench.change(paces * pace(0), every=0.002)
     assert paces - 1 <= len(bench.heard) - 1 <= paces + AT_ONCE
+
+
+def test_a_demand_that_takes_long_to_find_out_is_told_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100,000 calls with options of their own each is looked at: the manager's thread is to do other things as well."""
+    bench, spent = Bench(monkeypatch), [0.0]
+
+    def demand(now: float) -> int:
+        spent[0] += 2 * pace(0)
+        return 0
+
+    monkeypatch.setattr(bench.factories._core, "demand", demand)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(time, "thread_time", lambda: spent[0])
+    seconds = 400 * pace(0)
+    bench.change(seconds, every=0.01)
+    assert 0.9 * seconds < SHARE * spent[0] < 1.1 * seconds + AT_ONCE * SHARE * 2 * pace(0)
 
 
 def test_after_some_quiet_changes_are_told_soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
