@@ -5,7 +5,10 @@ Theory of operation
 `MapResults` keeps a *window* of calls ahead of the consumer, and takes from its inputs only to fill the window, so that inputs may
 be endless and memory stays flat. The window holds what the manager could use now (`Manager.hungry`) and `AHEAD_SECONDS` of work at
 the pace at which results have been taken, within `WINDOW_LEAST` and `WINDOW_MOST`; ``buffersize=`` fixes it. It is looked at again
-whenever half of it is used up and, while the consumer waits, a few times a second, because pilots come and go.
+whenever half of it is used up and, while the consumer waits, a few times a second, because pilots come and go. What has ended is not
+what the manager could use, so where the consumer is the slow one all would be computed long before it is taken, and be held meanwhile:
+no more is submitted for the slots' sake while as much has ended as they are to have. That lasts a slow consumer for longer than the next
+take to run. (Where the next result in order is still to come the others that have ended say nothing of the consumer.)
 
 Several threads, or several tasks, may take from one: each result goes to one of them. A task must not wait in `__next__`, where its loop
 would wait too: it looks again after each ``await``, as another may have taken what was there.
@@ -177,7 +180,10 @@ class MapResults(Iterator[R], AsyncIterator[R], Generic[R]):
             if ahead * 2 > self._window and now - self._filled_at < TICK:
                 return
             pace = self._taken / max(now - self._filled_at, 1e-3)
-            window = max(WINDOW_LEAST, min(WINDOW_MOST, max(ahead + self._hungry(), int(pace * AHEAD_SECONDS))))
+            missing = self._hungry()
+            if 2 * self._untaken() > ahead + missing:
+                missing = 0
+            window = max(WINDOW_LEAST, min(WINDOW_MOST, max(ahead + missing, int(pace * AHEAD_SECONDS))))
             self._taken, self._filled_at, self._window = 0, now, window
         for _ in range(window - ahead):
             try:
@@ -196,6 +202,10 @@ class MapResults(Iterator[R], AsyncIterator[R], Generic[R]):
                 self._loose[future] = self._submitted
                 future.watch(self._ended)
             self._submitted += 1
+
+    def _untaken(self) -> int:
+        """Calls ahead that have ended, while nobody waits for one that has not."""
+        return 0 if self._head() is None else sum(future.done() for future in (*self._row, *self._loose))
 
     def _next_ended(self) -> tuple[CallFuture[Any], int]:
         """The next future whose turn it is, ended, and its number. TimeoutError."""

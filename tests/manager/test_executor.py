@@ -790,6 +790,36 @@ class TestMap:
             next(results)
         assert results.ahead <= WINDOW_MOST
 
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_a_slow_consumer_does_not_have_ever_more_results_computed(
+        self, held: Held, ordered: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They would be held until it takes them: 16,384 of 50 kB were 800 MB."""
+        monkeypatch.setattr(mapping, "TICK", 0.0)
+        monkeypatch.setattr(mapping, "AHEAD_SECONDS", 0.0)
+        held.room = 100
+        results = Executor(None, manager=held).map(square, itertools.count(), ordered=ordered)
+        for _ in range(30):
+            for number, future in enumerate(held.futures):
+                if not future.done():
+                    held.end(number)
+            next(results)
+        assert len(held.futures) <= 300
+        for _ in range(results.ahead):  # now it is quick, and the slots have work again
+            next(results)
+        assert sum(not future.done() for future in held.futures) >= 100
+
+    def test_results_behind_one_that_takes_long_leave_no_slot_idle(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mapping, "TICK", 0.0)
+        held.room = 100
+        results = Executor(None, manager=held).map(square, itertools.count())
+        held.end(0)
+        for number in range(2, 100):
+            held.end(number)
+        next(results)  # the second is still to come
+        results._fill()  # pyright: ignore[reportPrivateUsage]
+        assert sum(not future.done() for future in held.futures) >= 100
+
     def test_while_the_consumer_waits_new_slots_get_calls(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
         """Pilots come while the first result is awaited; they must not stay idle until it is there."""
         monkeypatch.setattr(mapping, "TICK", 0.01)
