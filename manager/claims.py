@@ -57,14 +57,25 @@ def next_claim(
 
     ``claims``: those that there are.
     """
-    waits = sorted((wait for state in starved if not state.failed for wait in _waits(state)), key=lambda wait: wait.since)
+    # Found once for all that ask for the same: a thousand libraries may wait of which none needs more than a slot.
+    places: dict[tuple[Resources, int, Resources], list[_Place]] = {}
+
+    def wide(spec: LibrarySpec, needs: Resources) -> list[_Place]:
+        size = spec.per_slot, spec.slots, needs
+        if size not in places:
+            places[size] = _wide_places(spec, needs, workers)
+        return places[size]
+
+    starved = [state for state in starved if not state.failed]
+    # Asked at each tick: kinds are few, and queues there may be as many as calls.
+    if not any(wide(state.spec, needs) for state in starved for needs, _ in state.kinds):
+        return None
+    waits = sorted((wait for state in starved for wait in _waits(state)), key=lambda wait: wait.since)
     if not waits or now - waits[0].since < HOLD_SECONDS:
-        return None  # asked at each tick, so workers are looked at only where there is a reason
+        return None
     claims = list(claims)
     claimed = Counter((one.library, one.queue.needs) for one in claims)
     poor = has_less(libraries, claims)
-    # Found once for all that ask for the same: a thousand libraries may wait of which none needs more than a slot.
-    places: dict[tuple[Resources, int, Resources], list[_Place]] = {}
     for number, wait in enumerate(waits):
         if now - wait.since < HOLD_SECONDS:
             break
@@ -72,10 +83,7 @@ def next_claim(
         if already >= wait.waiting or ((wait.runs or already) and wait.state.spec.id not in poor):
             continue
         spec, needs = wait.state.spec, wait.queue.needs
-        size = spec.per_slot, spec.slots, needs
-        if size not in places:
-            places[size] = _wide_places(spec, needs, workers)
-        worker = _best(wait, libraries, places[size], now)
+        worker = _best(wait, libraries, wide(spec, needs), now)
         if worker is None or any(_first(other, worker, now) for other in waits[:number] if other.state is not wait.state):
             continue
         of = worker.info.resources

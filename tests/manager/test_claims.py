@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
+from tests.manager.test_core import Bench
 
+from windlass.manager import claims
+from windlass.manager.libraries import LibraryState
 from windlass.messages import (
     CallOptions,
     Resources,
@@ -238,3 +242,29 @@ def test_large_slots_get_an_equal_part_of_one_worker(cluster: Any) -> None:
     cluster.stream("large", large, (0.5, 0.7))
     cluster.run(20)
     assert 3 <= cluster.target(large) <= 5
+
+
+def test_waiting_calls_are_not_gone_through_where_none_could_need_several_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each tick: no two of them may have equal options, and then there are as many queues as calls."""
+    bench, looked = Bench(), [0]
+    library = bench.library()
+    bench.worker("w1", cores=2, seconds_left=3600.0)
+    for number in range(20):
+        bench.submit(library, 1, CallOptions(expected_time=1.0 + number))
+    bench.serve()
+
+    def count(state: LibraryState) -> Iterator[claims.Wait]:
+        looked[0] += 1
+        return waits(state)
+
+    waits = claims._waits  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(claims, "_waits", count)
+    for _ in range(5):
+        bench.step(1.0)
+        bench.core.tick(bench.now)
+    assert bench.core.libraries[library].waiting
+    assert not looked[0]
+    bench.submit(library, 1, TWO_CORES)
+    bench.step(1.0)
+    bench.core.tick(bench.now)
+    assert looked[0]
