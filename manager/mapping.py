@@ -46,6 +46,8 @@ WINDOW_LEAST: Final = 32
 WINDOW_MOST: Final = 16_384
 #: Seconds of work, at the measured pace, to keep ahead.
 AHEAD_SECONDS: Final = 0.5
+#: Seconds for which inputs are taken while the next result is there already: they may be slow to come, and endless.
+FILL_SECONDS: Final = 0.01
 #: Seconds for which ``async for`` gives what is there before the loop's other tasks have their turn.
 TURN_SECONDS: Final = 0.01
 
@@ -172,11 +174,10 @@ class MapResults(Iterator[R], AsyncIterator[R], Generic[R]):
         """Submit what is missing in the window."""
         if self._exhausted:
             return
-        ahead = self.ahead
+        ahead, now = self.ahead, time.monotonic()
         if self._fixed is not None:
             window = self._fixed
         else:
-            now = time.monotonic()
             if ahead * 2 > self._window and now - self._filled_at < TICK:
                 return
             pace = self._taken / max(now - self._filled_at, 1e-3)
@@ -202,6 +203,8 @@ class MapResults(Iterator[R], AsyncIterator[R], Generic[R]):
                 self._loose[future] = self._submitted
                 future.watch(self._ended)
             self._submitted += 1
+            if time.monotonic() - now > FILL_SECONDS and self._head() is not None:
+                return
 
     def _untaken(self) -> int:
         """Calls ahead that have ended, while nobody waits for one that has not."""

@@ -809,6 +809,25 @@ class TestMap:
             next(results)
         assert sum(not future.done() for future in held.futures) >= 100
 
+    @pytest.mark.parametrize("options", [{}, {"ordered": False}, {"buffersize": 1000}], ids=["ordered", "as they come", "buffersize"])
+    def test_the_first_result_does_not_wait_for_inputs_that_are_slow_to_come(
+        self, held: Held, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of a generator that reads files, say: it is there as soon as it has ended, not when all slots have work."""
+        monkeypatch.setattr(mapping, "FILL_SECONDS", 0.0)
+        held.room = 1000
+
+        def files() -> Iterator[int]:
+            for number in itertools.count():
+                yield number
+                held.end(number)
+
+        results = Executor(None, manager=held).map(square, files(), **options)
+        assert len(held.futures) == 2
+        for taken in range(1, 20):
+            next(results)
+            assert len(held.futures) <= 2 + 2 * taken
+
     def test_results_behind_one_that_takes_long_leave_no_slot_idle(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mapping, "TICK", 0.0)
         held.room = 100
