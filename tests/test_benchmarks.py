@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = {
     "throughput": ["--calls", "600", "--fork-calls", "50"],
     "latency": ["--calls", "50"],
+    "computing": ["--calls", "20", "--small", "20", "--arrays", "4", "--workers", "4", "--through", "100"],
     "startup": [],
     "pending": ["--calls", "500"],
     "payload": ["--small", "2", "--large", "1"],
