@@ -24,14 +24,16 @@ from windlass.store_folders import has_ended, start_time
 #: What is on its way in one direction at most; by default it would be 200 kB, three frames.
 BUFFER_BYTES: Final = 2 << 20
 
-#: Where Linux's ``struct tcp_info`` has the shortest round trip of late, in microseconds.
+#: Where Linux's ``struct tcp_info`` has the shortest round trip of late, in microseconds; and what stands there while none was measured.
 _MIN_RTT: Final = slice(148, 152)
+_UNMEASURED: Final = 0xFFFFFFFF
 
 
 def round_trip_of(sock: socket.socket) -> float:
     """Seconds that a packet takes to the other end and back at least; 0.0 where that is this host, or is not to be known."""
     with suppress(OSError):
-        return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.stop)[_MIN_RTT], sys.byteorder) / 1e6
+        known = int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.stop)[_MIN_RTT], sys.byteorder)
+        return known / 1e6 if known != _UNMEASURED else 0.0
     return 0.0
 
 

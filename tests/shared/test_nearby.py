@@ -205,5 +205,6 @@ def test_how_far_off_the_other_side_is_the_kernel_knows() -> None:
         with accepted:
             assert 0 < nearby.round_trip_of(there) < 1
     one, other = socket.socketpair()
-    with one, other:
+    with one, other, socket.socket() as nowhere:
         assert nearby.round_trip_of(one) == 0
+        assert nearby.round_trip_of(nowhere) == 0, "the kernel has measured none yet, which is no round trip of an hour"
