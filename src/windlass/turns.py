@@ -9,8 +9,9 @@ at 3 MB/s.  So while bytes are moved the interval is `PROMPT` (`prompt`, `begin`
 
 On a loop nothing begins and ends: what it moves at any moment (`Spell.moved`) makes it prompt until none has come for `LINGER` seconds.
 
-The interval is the program's own.  It is never raised, and what the program sets meanwhile stays.  Where an interpreter has no such lock
-it has no effect.  Workers need none of it, as their calls run in other processes, but share this code.
+The interval is the program's own.  It is never raised, and what the program sets meanwhile stays, unless it is `PROMPT`: then somebody has
+noted ours, and has put it back after one of his own.  Where an interpreter has no such lock it has no effect.  Workers need none of it, as
+their calls run in other processes, but share this code.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from contextlib import contextmanager
 from typing import Final
 
 #: Seconds. What moves bytes keeps the lock for some 15 us at a time, so most of the time is left to what computes; with half of it a plain
-#: loop of `submit` is interrupted so often that it lost a third.
-PROMPT: Final = 2e-4
+#: loop of `submit` is interrupted so often that it lost a third. No round number, so that nobody else takes it.
+PROMPT: Final = 1.97e-4
 #: Seconds.
 LINGER: Final = 0.05
 
 _lock = threading.Lock()
-#: How many move bytes now; what the interval was before the first of them (0: it was not changed).
+#: How many move bytes now; what the interval was before the first of them, now or the last time (0: it was never changed).
 _movers = 0
 _before = 0.0
 
@@ -41,7 +42,8 @@ def begin() -> None:
     global _movers, _before
     with _lock:
         _movers += 1
-        if _movers == 1 and (before := sys.getswitchinterval()) > PROMPT:
+        before = sys.getswitchinterval()
+        if _movers == 1 and before > PROMPT and not _is_ours(before):
             _before = before  # first: another thread may fork at any moment
             sys.setswitchinterval(PROMPT)
 
@@ -50,7 +52,7 @@ def end() -> None:
     """The contrary of `begin`."""
     global _movers
     with _lock:
-        _movers -= 1
+        _movers = max(0, _movers - 1)  # one that began before a fork may end in the copy
         if not _movers:
             _restore()
 
@@ -118,11 +120,14 @@ def leave() -> None:
         spell.close()
 
 
+def _is_ours(interval: float) -> bool:
+    # Who sets what he was told may get a microsecond less, as it is cut, not rounded.
+    return math.isclose(interval, PROMPT, abs_tol=2.5e-6)
+
+
 def _restore() -> None:
-    global _before
-    if _before and math.isclose(sys.getswitchinterval(), PROMPT):  # else the program has set it meanwhile
+    if _before and _is_ours(sys.getswitchinterval()):  # else the program has set it meanwhile
         sys.setswitchinterval(_before)
-    _before = 0.0
 
 
 def _after_fork() -> None:

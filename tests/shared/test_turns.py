@@ -59,6 +59,29 @@ def test_what_the_program_sets_meanwhile_stays() -> None:
     assert sys.getswitchinterval() == pytest.approx(USUAL)
 
 
+def test_who_notes_the_interval_and_puts_it_back_meanwhile_does_not_keep_it_low() -> None:
+    with turns.prompt():
+        noted = sys.getswitchinterval()
+        sys.setswitchinterval(0.02)
+        sys.setswitchinterval(noted)
+    assert not is_prompt()
+    with turns.prompt():
+        noted = sys.getswitchinterval()
+        sys.setswitchinterval(0.02)
+    sys.setswitchinterval(noted)
+    with turns.prompt():  # until somebody moves bytes again
+        assert is_prompt()
+    assert sys.getswitchinterval() == pytest.approx(USUAL)
+
+
+def test_an_end_without_its_beginning_does_no_harm() -> None:
+    """What was under way in the program may end in a forked copy of it, where nobody has begun."""
+    turns.end()
+    with turns.prompt():
+        assert is_prompt()
+    assert not is_prompt()
+
+
 def test_a_program_that_is_prompter_itself_is_left_alone() -> None:
     sys.setswitchinterval(1e-5)
     with turns.prompt():
