@@ -113,7 +113,7 @@ class BulkServer:
         if may_have is None:
             return True
         # Looked at from here first, as it is nearly always so: to ask on the loop costs two threads a turn each. What is said there counts.
-        with suppress(RuntimeError):  # the loop has changed meanwhile what is looked through
+        with suppress(Exception):  # the loop has changed meanwhile what is looked through
             if may_have(hello.peer, name):
                 return True
         return self._on_loop(partial(may_have, hello.peer, name))
