@@ -306,6 +306,8 @@ class _Lane:
         self.lock = asyncio.Lock()
         self.stream: _Requests | None = None
         self.load = 0
+        #: More requests wait here, as of too many the manager would think that the protocol is broken.
+        self.places = asyncio.Semaphore(MAX_WAITING // 2)
 
 
 class DataClient:
@@ -464,8 +466,9 @@ class DataClient:
             lane = min(self._lanes, key=lambda lane: lane.load)
             lane.load += load + 1
             try:
-                stream = await self._connected(lane)
-                await stream.ask(name, size, Outgoing(open))
+                async with lane.places:
+                    stream = await self._connected(lane)
+                    await stream.ask(name, size, Outgoing(open))
                 return
             except ConnectionError as error:
                 if last or isinstance(error, ConnectionRefused):

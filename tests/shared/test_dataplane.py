@@ -19,9 +19,10 @@ import msgspec
 import pytest
 from tests.shared.ports import silent
 
-from windlass import bulk, nearby, transport, turns
+from windlass import bulk, dataplane, nearby, transport, turns
 from windlass.bulk import BULK_BYTES, BulkServer, NotNow, ObjectGone
 from windlass.dataplane import DataClient, DataServer
+from windlass.datastream import Stream
 from windlass.errors import UsageError
 from windlass.fileserver import FileServer
 from windlass.identity import WORKER, Authority, Identity, read_connection_file
@@ -535,6 +536,32 @@ def test_a_large_object_that_does_not_fit_here_fails_with_the_stores_own_words(a
             ref = both.theirs.put(os.urandom(700_000))
             await both.client.get(ref)
             assert both.ours.verify(ref.name)
+
+    asyncio.run(work())
+
+
+def test_of_one_who_needs_thousands_at_once_no_connection_is_cut(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager has a limit for what waits there, and here its network takes nothing for a while."""
+    monkeypatch.setattr(dataplane, "MAX_WAITING", 8)
+    go_on, held = Stream._pump_soon, set[Stream]()  # pyright: ignore[reportPrivateUsage]
+
+    def hold(stream: Stream) -> None:
+        held.add(stream)
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            refs = [both.theirs.put(os.urandom(1000)) for _ in range(60)]
+            monkeypatch.setattr(dataplane._Served, "_pump_soon", hold)  # pyright: ignore[reportPrivateUsage]
+            getting = asyncio.gather(*(both.client.get(ref) for ref in refs))
+            await asyncio.sleep(0.3)
+            monkeypatch.setattr(dataplane._Served, "_pump_soon", go_on)  # pyright: ignore[reportPrivateUsage]
+            assert held
+            for stream in held:
+                go_on(stream)
+            await getting
+            assert all(both.ours.verify(ref.name) for ref in refs)
 
     asyncio.run(work())
 
