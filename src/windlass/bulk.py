@@ -228,7 +228,7 @@ class BulkClient:
         self._calls: set[Call] = set()
         self._lock = threading.Lock()
         self._closed = False
-        #: Seconds to the manager and back, as the connection had them that was made last.
+        #: Seconds to the manager and back, as the connection had them that was made last, here or for small objects.
         self.round_trip = 0.0
 
     @property

@@ -444,7 +444,12 @@ class DataClient:
         await self._ask(ref.name, ref.size, ref.size, lambda: (head, None))
 
     def _is_bulk(self, size: int) -> bool:
-        return size >= max(self._bulk_bytes, self._bulk.least)
+        if size < self._bulk_bytes:
+            return False
+        known = [lane.stream.round_trip for lane in self._lanes if lane.stream is not None and lane.stream.alive]
+        if known:  # as the way that was full, say, when it was dialled need not be so for ever
+            self._bulk.round_trip = min(known)
+        return size >= self._bulk.least
 
     async def _past_the_loop(self, name: ObjectName, move: Callable[[Way], Coroutine[Any, Any, None]]) -> bool:
         """Move a large object on a connection of its own. False: not possible now. Raises `ObjectGone`, `OSError`."""

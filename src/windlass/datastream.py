@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from windlass import turns
 from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length
+from windlass.nearby import round_trip_of
 
 if TYPE_CHECKING:
     from windlass.incoming import Incoming
@@ -56,6 +57,12 @@ class Stream(asyncio.BufferedProtocol):
         self.left: Callable[[], object] = lambda: None
         #: Bytes moved so far; does not move when the connection is half-open.
         self.moved = 0
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds that a packet takes to the other side and back, at least, of late (`nearby.round_trip_of`)."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return round_trip_of(sock) if sock is not None else 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

@@ -19,10 +19,9 @@ import msgspec
 import pytest
 from tests.shared.ports import silent
 
-from windlass import bulk, dataplane, nearby, transport, turns
+from windlass import bulk, datastream, nearby, transport, turns
 from windlass.bulk import BULK_BYTES, BulkServer, NotNow, ObjectGone
 from windlass.dataplane import DataClient, DataServer
-from windlass.datastream import Stream
 from windlass.errors import UsageError
 from windlass.fileserver import FileServer
 from windlass.identity import WORKER, Authority, Identity, read_connection_file
@@ -540,41 +539,17 @@ def test_a_large_object_that_does_not_fit_here_fails_with_the_stores_own_words(a
     asyncio.run(work())
 
 
-def test_of_one_who_needs_thousands_at_once_no_connection_is_cut(
-    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The manager has a limit for what waits there, and here its network takes nothing for a while."""
-    monkeypatch.setattr(dataplane, "MAX_WAITING", 8)
-    go_on, held = Stream._pump_soon, set[Stream]()  # pyright: ignore[reportPrivateUsage]
-
-    def hold(stream: Stream) -> None:
-        held.add(stream)
-
-    async def work() -> None:
-        async with ends(authority, tmp_path) as both:
-            refs = [both.theirs.put(os.urandom(1000)) for _ in range(60)]
-            monkeypatch.setattr(dataplane._Served, "_pump_soon", hold)  # pyright: ignore[reportPrivateUsage]
-            getting = asyncio.gather(*(both.client.get(ref) for ref in refs))
-            await asyncio.sleep(0.3)
-            monkeypatch.setattr(dataplane._Served, "_pump_soon", go_on)  # pyright: ignore[reportPrivateUsage]
-            assert held
-            for stream in held:
-                go_on(stream)
-            await getting
-            assert all(both.ours.verify(ref.name) for ref in refs)
-
-    asyncio.run(work())
-
-
 def test_far_off_only_what_takes_longer_than_a_round_trip_goes_past_the_loops(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There a connection that waits for each answer before it asks again would carry two objects in each round trip."""
+    far = [0.1]
 
     def round_trip_of(sock: socket.socket) -> float:
-        return 0.1
+        return far[-1]
 
-    monkeypatch.setattr(bulk, "round_trip_of", round_trip_of)
+    for module in (bulk, datastream):
+        monkeypatch.setattr(module, "round_trip_of", round_trip_of)
 
     async def work() -> None:
         async with ends(authority, tmp_path) as both:
@@ -596,5 +571,8 @@ def test_far_off_only_what_takes_longer_than_a_round_trip_goes_past_the_loops(
                 await both.client.put(ref.name, both.ours.path(ref.name))
                 assert both.theirs.verify(ref.name)
             assert past[2:] == ([ours[1].name] if both.bulk else [])
+            far.append(0.0)  # only what was on the way had made it so far
+            await both.client.put((again := both.ours.put(os.urandom(600_001))).name, both.ours.path(again.name))
+            assert past[3:] == ([again.name] if both.bulk else [])
 
     asyncio.run(work())
