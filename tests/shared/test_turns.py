@@ -22,8 +22,11 @@ USUAL = 0.005
 
 
 @pytest.fixture(autouse=True)
-def usual() -> Iterator[None]:
-    """The interval that is the interpreter's own, and that every test leaves behind."""
+def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The interval that is the interpreter's own, and that every test leaves behind. Loops of other tests, which have ended without a word,
+    count no more."""
+    turns.leave()
+    monkeypatch.setattr(turns, "_movers", 0)
     before = sys.getswitchinterval()
     sys.setswitchinterval(USUAL)
     yield
