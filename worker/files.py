@@ -28,7 +28,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
 
-from windlass.blocking import Batches, in_thread
+from windlass.blocking import Batches, OutOfTurn, in_thread
 from windlass.errors import BadTree, CacheBusy, CacheFull, Damaged, WindlassError
 from windlass.messages import (
     NO_FILE,
@@ -108,6 +108,7 @@ class Files:
         self._tasks: dict[FileName, asyncio.Task[None]] = {}
         #: What is done for each file, however small it is.
         self._batches = Batches()
+        self._closed = False
         #: Those who wait for a file themselves, to make another one of it.
         self._waiters: dict[FileName, list[asyncio.Future[None]]] = {}
 
@@ -246,6 +247,7 @@ class Files:
 
     async def close(self) -> None:
         """Give up what is under way, and let go of all that is held."""
+        self._closed = True
         for name in self._pinned:
             self.cache.unpin(name)
         self._pinned.clear()
@@ -254,6 +256,7 @@ class Files:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for name in list(self._fillings):
             self._give_up(name)
+        await self._batches.end(_GIVE_UP_SECONDS)  # or it would write to a folder that is removed, and pin what the next session has
         # Not cut off by the process's end: what other workers of the node share would keep halves of files.
         ending, end = self._ending, time.monotonic() + _GIVE_UP_SECONDS
         while any(thread.is_alive() for thread in ending) and time.monotonic() < end:
@@ -316,10 +319,12 @@ class Files:
 
     async def _receive(self, ref: FileRef, source: FileSource, digest: str, data: bytes | None) -> tuple[str, int]:
         begun = self._fillings.get(ref.name)
-        # What the workers of a node share may be waited for.
-        in_turn = in_thread if ref.level == "forever" else self._batches.do
+        # What the workers of a node share may be waited for, whoever wants it here for how long.
+        shared = self.cache.forever
+        is_shared = ref.level == "forever" or (shared is not None and shared.has(ref.name))
+        in_turn = in_thread if is_shared else self._batches.do
         if begun is None and data is not None:
-            return await in_turn(partial(self._take, ref, digest, data))
+            return await in_turn(partial(self._take, ref, digest, data), partial(self._unpin, ref))
         if begun is None:
             filling = await in_turn(partial(self.cache.fill, ref.name, ref.size, ref.level), _abandon)
             if filling is None:  # another worker of this node has had it meanwhile
@@ -333,11 +338,13 @@ class Files:
             arrived = await self._fetch_from(arrival, source)
         del self._fillings[ref.name]
         keep = partial(filling.commit, content=arrived.content, manifest=arrived.manifest, pin=True)
-        await in_turn(partial(keep, ref.base, arrived.size))
+        await in_turn(partial(keep, ref.base, arrived.size), partial(self._unpin, ref))
         return arrived.digest, arrived.size
 
     def _take(self, ref: FileRef, digest: str, data: bytes) -> tuple[str, int]:
         """On a thread: its bytes have come with the message."""
+        if self._closed:
+            raise OutOfTurn(f"{ref.name} is not wanted any more")
         filling = self.cache.fill(ref.name, ref.size, ref.level)
         if filling is None:  # another worker of this node has had it meanwhile
             self.cache.pin(ref.name)
@@ -348,11 +355,15 @@ class Files:
             filling.commit(ref.base, arrived.size, content=arrived.content, pin=True)
         return arrived.digest, arrived.size
 
+    def _unpin(self, ref: FileRef, _: object) -> None:
+        """It has come, with a pin, for a task that was cancelled meanwhile."""
+        self.cache.unpin(ref.name)
+
     async def _unpack(self, ref: FileRef, archive: FileRef) -> tuple[str, int]:
         """Have the archive here, unpack it, let it go."""
         await self.obtain(archive)
         try:
-            return await in_thread(partial(self._unpack_here, ref, archive))
+            return await in_thread(partial(self._unpack_here, ref, archive), partial(self._unpin, ref))
         finally:
             self.release([archive])
 

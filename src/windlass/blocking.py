@@ -158,6 +158,11 @@ class Batches:
                 future.add_done_callback(partial(_take_back, unwanted))
             raise
 
+    async def end(self, seconds: float) -> None:
+        """All that was asked for is done, or so long is over."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=seconds)
+
     async def _run(self) -> None:
         while self._works:
             some = [self._works.popleft() for _ in range(min(BATCH, len(self._works)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import tarfile
 import threading
@@ -347,3 +348,44 @@ async def test_the_end_waits_for_the_removal_of_halves(tmp_path: Path, monkeypat
     await asyncio.wait_for(begun.wait(), 20)
     await desk.files.close()
     assert not list(desk.files.cache.folder.glob(".t-*"))
+
+
+async def test_small_files_that_are_on_their_way_at_the_end_are_neither_written_nor_pinned(tmp_path: Path) -> None:
+    """The cache goes on in the worker's next session, which knows of no such pin; or its folder is removed, and would be made anew."""
+    desk = Desk(tmp_path / "cache")
+    contents = [b"%d" % number for number in range(300)]
+    refs = [FileRef(FileName(content_name(content)), len(content), "data", "workflow") for content in contents]
+    desk.files.hold(refs)
+    for ref, content in zip(refs, contents, strict=True):
+        desk.files.heard(FetchFile(ref, SOURCE, data=content))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await desk.files.close()
+    cache = desk.files.cache
+    assert len(cache.names()) < 100
+    for name in cache.names():
+        cache.discard(name)
+    assert cache.names() == [], "nothing is pinned"
+    cache.check()
+    cache.close()
+    assert not cache.folder.exists()
+
+
+async def test_small_files_do_not_wait_for_one_that_another_worker_has(desk: Desk, tmp_path: Path) -> None:
+    """What is in the cache that a node's workers share comes from there at any level, when nobody is busy with it."""
+    shared = desk.files.cache.forever = SharedCache(tmp_path / "shared")
+    contents = [b"busy", *(b"%d" % number for number in range(50))]
+    refs = [FileRef(FileName(content_name(content)), len(content), "data", "workflow") for content in contents]
+    busy = refs[0].name
+    filling = shared.fill(busy, 4)
+    assert filling is not None
+    filling.path.write_bytes(contents[0])
+    filling.commit("data", 4)
+    with open(shared.folder / ".locks" / f"{busy}.fill", "w") as lock:  # noqa: ASYNC230 - made, and not read
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for ref, content in zip(refs, contents, strict=True):
+            desk.files.heard(FetchFile(ref, SOURCE, data=content))
+        await desk.until(lambda: len(desk.ended) == 50)
+        assert key_of(busy) not in desk.ended
+    await desk.until(lambda: len(desk.ended) == 51)
+    desk.said.clear()
