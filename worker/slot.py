@@ -435,7 +435,8 @@ class Slot:
                 self.encoder.encode_into(self.answer(run, now(), monotonic()), self.frame, 4)
             self.functions.forget(key)
         for name in LATER if "cloudpickle" in sys.modules else LATER[:-1]:
-            __import__(name)
+            with suppress(Exception):  # as where cloudpickle is of another version, and these calls need no more of it than others do
+                __import__(name)
         gc.collect()
         gc.freeze()
 

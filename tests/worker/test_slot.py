@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import pickle
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -27,6 +29,7 @@ from windlass.messages import (
     CallRun,
     FunctionId,
     ImportSpec,
+    InstanceId,
     ObjectName,
     ObjectRef,
 )
@@ -539,6 +542,21 @@ async def test_in_mode_fork_no_call_has_to_load_what_ends_take(bench: Any) -> No
     _, known, loaded = bench.value(end)
     assert loaded == ""
     assert known.issuperset(slot.LATER)
+
+
+def test_what_cannot_be_loaded_ahead_of_calls_ends_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with cloudpickle 2: only calls that need what it lacks fail."""
+    answered: list[CallRun] = []
+    fake: Any = mock.Mock(setup=mock.Mock(instance=InstanceId(1)))
+
+    def answer(run: CallRun, *_: object) -> None:
+        answered.append(run)
+
+    fake.answer = answer
+    monkeypatch.setattr(slot, "LATER", ("no_such_module", "windlass.spares", "no_such_module"))
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    slot.Slot.rehearse(fake)
+    assert answered
 
 
 @pytest.mark.asyncio
