@@ -78,12 +78,12 @@ _CloudPickler: Any = _cloudpickle.Pickler
 class _Pickler(_CloudPickler):  # type: ignore[misc]
     """cloudpickle's; since its version 3.1.3 that one drops the names of files."""
 
-    _own: ClassVar[dict[type, Any]] = {**_CloudPickler._dispatch_table, CodeType: _reduce_code}
-    dispatch_table: ClassVar[Any] = ChainMap(_own, copyreg.dispatch_table)
+    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, _CloudPickler.dispatch_table)
 
     def __init__(self, file: BytesIO, buffer_callback: Callable[[PickleBuffer], bool] | None) -> None:
         # Looked at for each object, and what a ChainMap does not have it says after a microsecond.
-        self.dispatch_table = {**copyreg.dispatch_table, **self._own}  # type: ignore[misc]
+        table = {**copyreg.dispatch_table, **_CloudPickler._dispatch_table, CodeType: _reduce_code}
+        self.dispatch_table = table  # type: ignore[misc]
         _CloudPickler.__init__(self, file, 5, buffer_callback)
 
 
@@ -113,7 +113,7 @@ class ByValue(_Pickler):
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
         ordinary = self._ordinary.get(kind)
-        if ordinary is not None and (not self._homes or getattr(obj, "__module__", None) is ordinary):
+        if ordinary is not None and (not self._homes or getattr(obj, "__module__", "") is ordinary):
             return NotImplemented  # at once: there may be a hundred thousand of them
         if kind is self._future:
             return self._holes.reduce(obj)
@@ -138,7 +138,7 @@ class ByValue(_Pickler):
             reduced = _Pickler.reducer_override(self, obj)
             if is_class and is_by_value(reduced):
                 return known_class, (_cloudpickle._get_or_create_tracker_id(obj), _class_blob(obj))
-            if not (is_class or kind is FunctionType):
+            if not (is_class or kind is FunctionType) and getattr(obj, "__class__", None) is kind:  # and no proxy, perhaps of a function
                 self._have_met(kind, "")
             return reduced
         module_name = getattr(obj, "__name__" if kind is ModuleType else "__module__", None)
