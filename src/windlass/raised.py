@@ -43,6 +43,10 @@ _MAX_BYTES: Final = 256 << 10
 #: Exceptions of one chain or group that are told.
 _MAX_TOLD: Final = 64
 _MAX_TEXT: Final = 32 << 10
+#: Groups in groups that are looked at; of the last ones nothing is shown (`traceback.TracebackException` shows 10).
+_GROUPS_DEEP: Final = 12
+#: Members of one that are shown, as many as Python's own traceback shows.
+_MEMBERS_SHOWN: Final = 15
 #: What is to be done about a module that is missing on a node, as far as that node knows.
 _MUST_HAVE: Final = ", which must have what calls import; see: windlass explain environments"
 _OWN: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -322,17 +326,24 @@ def _traceback(exc: BaseException) -> str:
     if frames is None and not isinstance(exc, CallFailed):
         frames = exc.__traceback__
     try:
-        if _group(exc):  # its members are shown, too
-            whole = traceback.TracebackException(type(exc), exc, frames, compact=True)
-        else:  # as one of a chain that is looked at elsewhere: each exception of a chain would read all of the chain below it
-            whole = traceback.TracebackException(type(exc), exc, frames, compact=True, _seen=set())
-            whole.exceptions = None
-        text = "".join(whole.format(chain=False))
+        text = "".join(_shown(exc, frames).format(chain=False))
         if isinstance(exc, WindlassError):  # it is shown at the end of the error itself
             text = text.removesuffix(f"{exc.advice}\n")
     except Exception:  # noqa: BLE001 - the user's __str__ or __getattr__
         text = "".join(traceback.format_tb(frames)) + f"{pickling.type_name(exc)}: {_message(exc)}\n"
     return _clipped(_sayable(text), _MAX_TEXT)
+
+
+def _shown(exc: BaseException, frames: TracebackType | None, deep: int = _GROUPS_DEEP) -> traceback.TracebackException:
+    """As one of a chain that is looked at elsewhere, or each exception of a chain would read all of the chain below it; of a group those
+    members are looked at that are shown."""
+    shown = traceback.TracebackException(type(exc), exc, frames, compact=True, max_group_width=_MEMBERS_SHOWN, _seen=set())
+    members: Any = [None] * len(_members(exc))  # it is told how many more there are
+    if deep:
+        few = _members(exc)[:_MEMBERS_SHOWN]
+        members[: len(few)] = [_shown(one, one.__traceback__, deep - 1) for one in few]
+    shown.exceptions = members if _group(exc) else None
+    return shown
 
 
 def users_frames(exc: BaseException) -> TracebackType | None:

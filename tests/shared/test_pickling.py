@@ -829,6 +829,46 @@ def test_what_an_exception_costs_does_not_grow_with_the_square_of_its_chain() ->
     assert costs(1000) < 2 * costs(100), "no more than the first ones are told"
 
 
+def test_what_groups_in_groups_cost_does_not_grow_with_the_cube_of_their_depth() -> None:
+    """As where each task group raises anew what the one inside it has raised."""
+    shown = [0]
+
+    class Counted(Exception):
+        def __str__(self) -> str:
+            shown[0] += 1
+            return "counted"
+
+    def costs(depth: int) -> int:
+        last: Exception = Counted()
+        for _ in range(depth):
+            last, inner = ExceptionGroup("g", [last, Counted()]), last
+            last.__context__ = inner
+        shown[0] = 0
+        pickling.pack_exception(last)
+        return shown[0]
+
+    assert costs(60) < 3 * costs(30)
+
+
+def test_groups_are_shown_as_python_shows_them() -> None:
+    """Wide ones, deep ones, with causes, notes and tracebacks of their members."""
+
+    def raised_one(exc: Exception) -> Exception:
+        try:
+            raise exc from KeyError("cause")
+        except Exception as error:  # noqa: BLE001 - any
+            error.add_note("note")
+            return error
+
+    def deep(count: int) -> Exception:
+        return ExceptionGroup("deep", [deep(count - 1) if count else raised_one(Simple("last")), SyntaxError("x", ("f", 1, 1, "a b"))])
+
+    wide = ExceptionGroup("wide", [raised_one(Simple(str(number))) for number in range(20)])
+    for exc in (wide, *map(deep, range(15)), ExceptionGroup("both", [wide, raised_one(deep(3))])):
+        text = "".join(traceback.TracebackException.from_exception(exc, compact=True).format(chain=False))
+        assert raised._traceback(exc) == text
+
+
 def test_many_notes_are_not_each_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = [0]
 
