@@ -264,7 +264,7 @@ class Worker:
         shared = self._environment, self._gpus
         self._libraries = Libraries(backlog, *says, *folders, *shared, files=lambda: supply.files, shortcut=supply.shortcut.path)
         self._watch = self._outbox.watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
-        self._told = (self._life.deadline, self._life.warned)
+        self._told, self._watch.fills = (self._life.deadline, self._life.warned), self._tell_report
         self._libraries.tell_end(*self._told)
         if self._watching is not None:
             self._watching.cancel()

@@ -49,6 +49,9 @@ class MemoryWatch:
         self.limit = limit
         #: Bytes in use when last looked at.
         self.used = 0
+        #: Called when that has come to half of the limit: the manager ends zygotes that nobody needs now, before calls are ended.
+        self.fills: Callable[[], object] = int
+        self._is_full = False
         #: The kernel's kills: those of which a slot's death or a command has told; those that explain no further death; and all of them,
         #: since when it is so many.
         self._told = self._kills = self._counted = memory.oom_kills(groups)
@@ -81,6 +84,9 @@ class MemoryWatch:
         trees = {pid: [pid, *descendants(pid)] for pid in roots}
         trees.update({pid: [pid] for pid in others})
         self.used = sum(memory.measure(trees, memory.resident).values())
+        was_full, self._is_full = self._is_full, 2 * self.used >= self.limit > 0
+        if self._is_full and not was_full:
+            self.fills()
         fullness = memory.cgroup_excess(self._groups) if self._groups else 0.0
         if self.used < memory.LOOK_SHARE * self.limit and fullness < memory.LOOK_SHARE:
             self._peaks.clear()

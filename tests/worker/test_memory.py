@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, ClassVar, cast
+from unittest import mock
 
 import pytest
 
@@ -464,3 +465,15 @@ def test_reading_what_is_not_there_gives_nothing() -> None:
     assert memory.read_text("/proc") == ""
     assert memory.cgroup_excess([]) == 0.0
     assert memory.oom_kills([]) == 0
+
+
+@pytest.mark.asyncio
+async def test_that_half_of_the_memory_is_in_use_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports come each five seconds; in that time a call may fill what zygotes without slots, which the manager would end, have of it."""
+    watch = MemoryWatch(mock.Mock(entries={}), cast(Any, None), 1000, [], lambda _: None)
+    told: list[int] = []
+    watch.fills = lambda: told.append(watch.used)
+    monkeypatch.setattr(memory, "resident", mock.Mock(side_effect=[400, 500, 600, 499, 501]))
+    for _ in range(5):
+        await watch.look()
+    assert told == [500, 501]
