@@ -164,18 +164,20 @@ class Batches:
             await asyncio.wait([self._task], timeout=seconds)
 
     async def _run(self) -> None:
-        while self._works:
-            some = [self._works.popleft() for _ in range(min(BATCH, len(self._works)))]
-            try:
-                ends = await in_thread(partial(_one_after_the_other, [work for work, _ in some]))
-            except ConnectionAbortedError as none:
-                ends = [(None, none)] * len(some)
-            for (_, future), (result, error) in zip(some, ends, strict=True):
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-        self._task = None
+        try:
+            while self._works:
+                some = [self._works.popleft() for _ in range(min(BATCH, len(self._works)))]
+                try:
+                    ends = await in_thread(partial(_one_after_the_other, [work for work, _ in some]))
+                except Exception as none:  # noqa: BLE001 - it is raised where this is awaited
+                    ends = [(None, none)] * len(some)
+                for (_, future), (result, error) in zip(some, ends, strict=True):
+                    if error is not None:
+                        future.set_exception(error)
+                    else:
+                        future.set_result(result)
+        finally:  # whatever happens, what comes later begins anew
+            self._task = None
 
 
 def _one_after_the_other(works: Sequence[Callable[[], Any]]) -> list[tuple[Any, BaseException | None]]:
