@@ -76,7 +76,7 @@ class Attempts(Dispatch):
             call.queue.running -= 1
             sums = learned.get(library)
             if sums is None:
-                sums = learned[library] = [0.0, 0, 0.0, 0, 0]
+                sums = learned[library] = [0.0, 0, 0.0, 0, 0, 0]
             sums[3] += 1
             if end.outcome == RETURNED:
                 seconds = max(0.0, end.ended_at - end.started_at)  # a worker may say anything
@@ -88,6 +88,10 @@ class Attempts(Dispatch):
                     sums[4] += 1
                 if end.spans and not end.kept:
                     sums[4] += 1
+                if spec.spans or spec.inputs or (end.spans and not end.kept):
+                    sums[5] += 1
+                    if instance is not None and not call.behind and instance.served >= instance.places:
+                        self.libraries[library].prefetch.took(now - call.sent_at - seconds)
                 del calls[end.call]
                 if end.kept or end.outputs or (spec.sandbox is not None and spec.sandbox.outputs):
                     self._keep(call, worker, end, now)
@@ -99,7 +103,7 @@ class Attempts(Dispatch):
                 done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(earlier) if earlier else (), call.spec.tag))
             else:
                 self._ended_badly(call, worker, end, now)
-        for library, (total, number, longest, finished, moved) in learned.items():
+        for library, (total, number, longest, finished, moved, data) in learned.items():
             state = self.libraries[library]
             state.running -= int(finished)
             state.progressed = True
@@ -109,10 +113,11 @@ class Attempts(Dispatch):
             if number:
                 state.done += int(number)
                 self.counters.returned += int(number)
-                state.learn(total, int(number), longest, int(moved))
+                state.learn(total, int(number), longest, int(moved), int(data))
             instance = by_library.get(library)
             if instance is not None:
                 instance.served += int(finished)
+                instance.ended_at = now
                 if instance.still:
                     instance.moved()
                 self._refresh(instance)
@@ -204,7 +209,7 @@ class Attempts(Dispatch):
                 back.append(call)
                 if message.reason in _CUT_SHORT:
                     # It may go on where it was, so its end teaches nothing, but must not come for ever.
-                    self._note_loss(call, worker, max(0.0, now - call.sent_at), _CUT_SHORT[message.reason], now)
+                    self._note_loss(call, worker, max(0.0, now - _begun(call, worker)), _CUT_SHORT[message.reason], now)
         for call in reversed(back):
             instance = worker.by_library.get(call.spec.library)
             if instance is not None:
@@ -242,7 +247,7 @@ class Attempts(Dispatch):
 
     def _lose(self, call: Call, worker: Worker, reason: str, ended: float, now: float) -> None:
         """Note that a started attempt was lost with its worker, which ``ended`` then, and what that teaches."""
-        ran = max(0.0, ended - call.sent_at)
+        ran = max(0.0, ended - _begun(call, worker))
         at_walltime = bool(worker.planned_end) and ended >= worker.planned_end - CUT_OFF_SECONDS
         self._note_loss(call, worker, ran, reason, now)
         whole = self._whole_life(call, worker, ended) if at_walltime else 0.0
@@ -270,7 +275,7 @@ class Attempts(Dispatch):
     def _whole_life(self, call: Call, worker: Worker, ended: float) -> float:
         """The walltime of its pool, if the attempt had a pilot's life from beginning to end, but for its library's start; else 0."""
         instance = worker.by_library.get(call.spec.library)
-        begun = call.sent_at - worker.joined_at - (instance.start_seconds if instance is not None else 0.0)
+        begun = _begun(call, worker) - worker.joined_at - (instance.start_seconds if instance is not None else 0.0)
         if ended < worker.planned_end - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * worker.info.seconds_left):
             return 0.0
         return next((offer.walltime for offer in self.all_offers() if offer.pool == worker.info.pool), 0.0)
@@ -303,3 +308,10 @@ class Attempts(Dispatch):
         if call.attempts is None:
             call.attempts = []
         call.attempts.append(told)
+
+
+def _begun(call: Call, worker: Worker) -> float:
+    """When a call began at the earliest, as far as is known: of those that waited behind others none is taken to have run for longer than
+    since the last end there, as what is thought of how long a call takes is to hold."""
+    instance = worker.by_library.get(call.spec.library) if call.behind else None
+    return call.sent_at if instance is None else max(call.sent_at, instance.ended_at)

@@ -85,6 +85,8 @@ class Call(msgspec.Struct, eq=False, gc=False):
     worker: WorkerId = WorkerId("")
     attempt: int = 0
     sent_at: float = 0.0
+    #: It was sent to wait behind others.
+    behind: bool = False
     cancelled: bool = False
     #: Attempts used up by deaths and retried exceptions.
     failures: int = 0

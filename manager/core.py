@@ -477,6 +477,8 @@ class Core(Starts):
             state.note_quiet(now - self._ticked_at, bool(heard))
             if state.quiet >= QUIET_SECONDS and now - self._demand_at >= AGAIN_SECONDS:
                 self.demand_changed = True
+            if state.waiting and state.prefetch.on:
+                self._give_way(state)
             if state.running and not state.waiting:
                 if state.idle:
                     self._recall(state, now, patient=False)

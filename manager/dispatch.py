@@ -181,7 +181,7 @@ class Dispatch(Near):
         known, calls, to_run, instance_id, worker_id = worker.functions, worker.calls, worker.to_run, instance.id, worker.id
         if not worker.calls:
             worker.idle_since = 0.0
-        sent = 0
+        sent, behind = 0, instance.outstanding >= instance.places
         sent_inputs: tuple[FileRef, ...] = ()
         while sent < count:
             call = queue.pop()
@@ -205,6 +205,7 @@ class Dispatch(Near):
             call.attempt += 1
             call.worker = worker_id
             call.sent_at = now
+            call.behind = behind
             call.weight = weight
             calls[spec.call] = call
             run = CallRun(

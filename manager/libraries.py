@@ -19,6 +19,7 @@ import msgspec
 from windlass.manager.calls import SMOOTHING, CallQueue, Durations
 from windlass.manager.heldup import AHEAD_SECONDS
 from windlass.manager.kinds import Steps
+from windlass.manager.prefetch import Prefetch
 from windlass.manager.workers import Instance, Phase, usual_weight
 from windlass.messages import InstanceId, LibrarySpec, Resources
 
@@ -89,6 +90,7 @@ class LibraryState(msgspec.Struct, eq=False):
     #: Round trips that a call takes beside its run, a moving mean: one, another to fetch objects that it is given, and another to hand over
     #: those that it returns, before its end is told.
     trips: float = 1.0
+    prefetch: Prefetch = msgspec.field(default_factory=Prefetch)
     #: Why it cannot start; then its calls end with this text.
     failed: str = ""
     #: Starts that crashed or timed out since a call of it has ended.
@@ -151,19 +153,18 @@ class LibraryState(msgspec.Struct, eq=False):
     def wants_more(self, instance: Instance) -> bool:
         """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call.
 
-        What is on its way is not counted: the slots do without it.
+        What is on its way is not counted, nor what fetches its data: the slots do without it.
         """
         most = self.most(instance)
-        ahead = most - instance.places
-        if instance.away:
-            ahead = min(ahead, instance.places * self.ahead)
+        ahead = min(most - instance.places, instance.places * self.ahead)
         return instance.outstanding < most - ahead // REFILL
 
     def ahead_at(self, instance: Instance) -> int:
-        """Calls ahead for each place: with those that would be run while messages are on their way there and back."""
-        if not instance.away or not self.durations.count:
-            return self.ahead
-        return _ahead_in(self.ahead_seconds + instance.away * self.trips, self.durations.mean)
+        """Calls ahead for each place: with those that would be run while messages are on their way there and back, or one that fetches."""
+        ahead = self.ahead
+        if instance.away and self.durations.count:
+            ahead = _ahead_in(self.ahead_seconds + instance.away * self.trips, self.durations.mean)
+        return ahead or int(self.prefetch.on)
 
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
@@ -191,13 +192,15 @@ class LibraryState(msgspec.Struct, eq=False):
         self.news = self.news or 1
         queue.passed_at = self.news
 
-    def learn(self, total: float, number: int, longest: float, moved: int = 0) -> None:
-        """Take in run times; the number of calls ahead follows from their mean. ``moved``: arguments and results with objects."""
+    def learn(self, total: float, number: int, longest: float, moved: int = 0, data: int = 0) -> None:
+        """Take in run times; the number of calls ahead follows from their mean. ``moved``: arguments and results with objects; ``data``:
+        calls with any, or with files.
+        """
         self.trips += (1 + moved / number - self.trips) * min(1.0, SMOOTHING * number)
         if not total < _SECONDS_MOST:
             return  # a worker may say anything
         self.durations.add(total, number, longest)
-        self._look_ahead()
+        self._look_ahead(changed=self.prefetch.ended(number, data, self.durations.mean, self.slots))
 
     def look_ahead(self, seconds: float) -> None:
         """So many seconds of work may wait for each slot from now on."""
@@ -205,9 +208,9 @@ class LibraryState(msgspec.Struct, eq=False):
         if self.durations.count:
             self._look_ahead()
 
-    def _look_ahead(self) -> None:
+    def _look_ahead(self, *, changed: bool = False) -> None:
         ahead = _ahead_in(self.ahead_seconds, self.durations.mean)
-        if ahead != self.ahead:
+        if ahead != self.ahead or changed:
             self.ahead = ahead
             for instance in self.instances.values():
                 if instance.id in self.roomy or instance.id in self.idle or instance.outstanding >= instance.places:

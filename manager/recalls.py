@@ -3,12 +3,14 @@
 Theory of operation
 -------------------
 Calls are sent ahead of free slots, as many as would be run in some 50 ms by the mean of what was measured. That mean may be wrong
-for the calls at hand, above all where durations have a heavy tail. So three things bring queued calls back; what has been claimed by a
+for the calls at hand, above all where durations have a heavy tail. So four things bring queued calls back; what has been claimed by a
 slot stays. All are asked for with `RecallCalls`, one at a time for each instance, and answered with what was found, newest first.
 
 *Idle slots*: no call waits at the manager, slots are free, and calls are queued at others (`_recall`). *Stillness*: at an instance with
-queued calls none has ended for `STILL_TICKS` ticks; what runs there takes long, and what waits behind it would, too. It gets no more ahead
-until one has ended. *Length*: a queue is now expected to take much longer than it should (`_take_back_waiting`).
+queued calls none has ended for `STILL_TICKS` ticks, or for twice as long as calls take where one waits behind each to have its data fetched
+(`windlass.manager.prefetch`); what runs there takes long, and what waits behind it would, too. It gets no more ahead until one has ended.
+*Length*: a queue is now expected to take much longer than it should (`_take_back_waiting`). *Priority*: where one waits behind each, calls
+wait at the manager that go first (`_give_way`).
 
 What comes back is placed as before it was sent: in the order in which it was submitted, wherever a slot is free first.
 """
@@ -20,7 +22,7 @@ from itertools import islice
 from windlass.manager.books import Books
 from windlass.manager.heldup import AHEAD_SECONDS
 from windlass.manager.libraries import LibraryState
-from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA, Instance, Phase, Worker
+from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA, TICK_SECONDS, Instance, Phase, Worker
 from windlass.messages import RecallCalls
 
 #: A recall is worth its round trip when the queued work would take at least so much longer than that.
@@ -29,6 +31,8 @@ RECALL_SECONDS = 0.005
 RECALL_AMONG = 64
 #: Queues that are expected to take so many times as long as they should are shortened.
 WAIT_TIMES_MOST = 4
+#: And so are those where none has ended for so many times as long as calls take, though calls wait there to have their data fetched.
+PREFETCH_TIMES = 2
 
 
 class Recalls(Books):
@@ -47,10 +51,14 @@ class Recalls(Books):
         if not worker.connected:
             return
         queued = most.outstanding - most.running_most
-        if patient and queued * state.durations.mean / max(1, most.places) < RECALL_SECONDS + most.away:
+        wait = queued * state.durations.mean / max(1, most.places)
+        if patient and wait < RECALL_SECONDS + most.away:
             return  # it will be done sooner than it could be moved; the tick looks again
+        fetched = state.prefetch.on
+        if fetched and max(wait, most.still * TICK_SECONDS) < state.prefetch.seconds:
+            return  # its data is there, or soon, and would have to be fetched again
         most.recalling = True
-        self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
+        self._send(worker, RecallCalls(most.id, min(queued, free if fetched else max(free, queued // 2))))
 
     def _take_back_waiting(self, seconds: float) -> None:
         """A tick, so many seconds after the last one: calls do not wait on behind others that take much longer than calls were thought to
@@ -74,12 +82,28 @@ class Recalls(Books):
                 waiting = min(waiting, instance.outstanding - state.most(instance))
             worker = self.workers[instance.worker]
             if waiting > 0 and not instance.recalling and instance.phase is Phase.READY and worker.usable:
-                if instance.stuck and instance.patience == STILL_TICKS and _with_data(worker, instance):
-                    instance.patience = STILL_TICKS_WITH_DATA
-                    continue
+                if instance.stuck and instance.patience == STILL_TICKS:
+                    # As long as calls are known to take they do so, where one waits on purpose.
+                    known = PREFETCH_TIMES * state.durations.mean * part / max(seconds, TICK_SECONDS) if state.prefetch.on else 0
+                    instance.patience = max(known, STILL_TICKS_WITH_DATA if _with_data(worker, instance) else STILL_TICKS)
+                    if not instance.stuck:
+                        continue
                 instance.recalling = True
                 self._refresh(instance)
                 self._send(worker, RecallCalls(instance.id, waiting))
+
+    def _give_way(self, state: LibraryState) -> None:
+        """A tick, and calls wait: for as long as one runs none of them is to stand behind others of a lower priority."""
+        first = next((queue.options.priority for queue in state.queues if queue.waiting and queue.plain), None)
+        if first is None or not any(queue.running and queue.options.priority < first for queue in state.queues):
+            return
+        for instance in list(state.loaded.values()):
+            waiting, worker = instance.outstanding - instance.running_most, self.workers[instance.worker]
+            if waiting > 0 and not instance.recalling and worker.usable:
+                newest = islice((call for call in reversed(worker.calls.values()) if call.spec.library == instance.library), waiting)
+                if any(call.queue.options.priority < first for call in newest):
+                    instance.recalling = True
+                    self._send(worker, RecallCalls(instance.id, waiting))
 
 
 def _with_data(worker: Worker, instance: Instance) -> bool:

@@ -84,7 +84,7 @@ class Instance(msgspec.Struct, eq=False):
     recalling: bool = False
     #: Ticks since a call of it has ended, counted while calls wait there behind others; and how many that may be.
     still: float = 0
-    patience: int = STILL_TICKS
+    patience: float = STILL_TICKS
     #: Seconds that messages take there and back, as `Worker.away`.
     away: float = 0.0
     #: Whom the slots that it is to lose are for.
@@ -94,7 +94,9 @@ class Instance(msgspec.Struct, eq=False):
     #: When it was last given slots.
     granted_at: float = 0.0
     idle_since: float = 0.0
+    #: Calls that have ended there, and when the last one did.
     served: int = 0
+    ended_at: float = 0.0
     ready: LibraryReady | None = None
     #: When it was told to start, and how many seconds later it was ready.
     begun_at: float = 0.0

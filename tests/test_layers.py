@@ -20,6 +20,7 @@ CORES = (
     "manager/dispatch.py",
     "manager/recalls.py",
     "manager/heldup.py",
+    "manager/prefetch.py",
     "manager/near.py",
     "manager/attempts.py",
     "manager/starts.py",

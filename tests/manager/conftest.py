@@ -27,6 +27,7 @@ from windlass.messages import (
     LibrarySpec,
     LibraryStopped,
     Message,
+    ObjectRef,
     PilotId,
     PoolName,
     RecallCalls,
@@ -46,7 +47,7 @@ ROUNDS_MOST = 100
 
 
 class SimulatedWorker:
-    """Runs calls in the order in which they came, as many at a time as its instances have slots."""
+    """Runs calls in the order in which they came and got their data, as many at a time as its instances have slots."""
 
     def __init__(self, cluster: Cluster, name: str, cores: float) -> None:
         self.cluster, self.id, self.cores = cluster, WorkerId(name), cores
@@ -54,6 +55,10 @@ class SimulatedWorker:
         self.starting: dict[InstanceId, float] = {}
         self.waiting: dict[InstanceId, list[CallRun]] = {}
         self.running: dict[InstanceId, list[tuple[float, float, CallRun]]] = {}
+        #: When the data of waiting calls is there.
+        self.fetched: dict[CallId, float] = {}
+        #: Ends of which the manager is told when their results are handed over.
+        self.ended: list[tuple[float, CallEnd]] = []
 
     def take(self, message: Message, now: float) -> list[Message]:
         match message:
@@ -72,7 +77,9 @@ class SimulatedWorker:
             case RunCalls():
                 for run in message.calls:
                     self.waiting[run.instance].append(run)
+                    self.fetched[run.call] = now + (self.cluster.fetch if run.spans else 0.0)
             case RecallCalls():
+                self.cluster.recalls += 1
                 waiting = self.waiting[message.instance]
                 back = waiting[max(0, len(waiting) - message.count) :]
                 del waiting[len(waiting) - len(back) :]
@@ -87,11 +94,16 @@ class SimulatedWorker:
         for instance, running in self.running.items():
             for one in [one for one in running if one[1] <= now]:
                 running.remove(one)
-                said.append(CallsEnded([CallEnd(one[2].call, one[2].attempt, RETURNED, b"", started_at=one[0], ended_at=now)]))
+                end = CallEnd(one[2].call, one[2].attempt, RETURNED, b"", self.cluster.results, started_at=one[0], ended_at=now)
+                self.ended.append((now + (self.cluster.hand_over if end.spans else 0.0), end))
             waiting = self.waiting[instance]
-            while waiting and sum(run.weight for *_, run in running) + waiting[0].weight <= self.slots[instance]:
-                run = waiting.pop(0)
+            for run in [one for one in waiting if self.fetched[one.call] <= now + 1e-9]:
+                if sum(run.weight for *_, run in running) + run.weight > self.slots[instance]:
+                    break
+                waiting.remove(run)
                 running.append((now, now + self.cluster.seconds[run.call], run))
+        said += [CallsEnded([end]) for at, end in self.ended if at <= now + 1e-9]
+        self.ended = [one for one in self.ended if one[0] > now + 1e-9]
         assert sum(run.weight for running in self.running.values() for *_, run in running) <= self.cores, "cores were promised twice"
         return said
 
@@ -118,6 +130,12 @@ class Cluster:
         self.once = False
         #: Seconds by which turns of the timer are late.
         self.late = 0.0
+        #: Objects that calls are given and return, and seconds for which they are fetched and handed over.
+        self.data: tuple[ObjectRef, ...] = ()
+        self.results: tuple[ObjectRef, ...] = ()
+        self.fetch, self.hand_over = 0.0, 0.0
+        #: How often calls were to come back.
+        self.recalls = 0
         self._steps = 0
 
     def library(self, name: str, cores: float = 0.0, gpus: int = 0, slots: int = 0) -> LibraryId:
@@ -143,7 +161,7 @@ class Cluster:
         calls = [CallId(next(self.numbers)) for _ in range(count)]
         for call in calls:
             self.seconds[call], self.stream_of[call] = next(seconds), name
-        self.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], self.now)
+        self.core.submit([CallSpec(call, library, F, b"", self.data, options) for call in calls], self.now)
 
     def submit_once(self, library: LibraryId, seconds: float, count: int, options: CallOptions = PLAIN) -> None:
         """Calls that no others follow."""
@@ -152,7 +170,7 @@ class Cluster:
         calls = [CallId(next(self.numbers)) for _ in range(count)]
         for call in calls:
             self.seconds[call], self.stream_of[call] = seconds, "once"
-        self.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], self.now)
+        self.core.submit([CallSpec(call, library, F, b"", self.data, options) for call in calls], self.now)
 
     def target(self, library: LibraryId) -> int:
         """Slots that it is to have."""
