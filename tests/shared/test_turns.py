@@ -22,11 +22,10 @@ USUAL = 0.005
 
 
 @pytest.fixture(autouse=True)
-def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The interval that is the interpreter's own, and that every test leaves behind. Loops of other tests, which have ended without a word,
-    count no more."""
-    turns.leave()
-    monkeypatch.setattr(turns, "_movers", 0)
+def usual() -> Iterator[None]:
+    """The interval that is the interpreter's own, and that every test leaves behind."""
+    # Loops of other tests, which `asyncio.run` has ended in the middle of their spells, move nothing any more.
+    turns._after_fork()  # pyright: ignore[reportPrivateUsage]
     before = sys.getswitchinterval()
     sys.setswitchinterval(USUAL)
     yield
