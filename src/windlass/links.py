@@ -29,7 +29,7 @@ from windlass.framing import MAX_HELLO_BYTES, FrameReader, Piece, ProtocolError,
 from windlass.identity import Identity, peer_of
 from windlass.messages import Hello, Message
 from windlass.nearby import Process, process_at, round_trip_of
-from windlass.session import Event, Handshake, Session, heard_by, said_by
+from windlass.session import BARE_BYTES, Event, Handshake, Session, heard_by, said_by
 
 log = logging.getLogger("windlass.transport")
 
@@ -401,7 +401,8 @@ class Connection(asyncio.BufferedProtocol):
     def write(self, data: Piece) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self.last_sent = self._loop.time()
-            self._spell.moved()
+            if len(data) > BARE_BYTES:  # heartbeats need no haste
+                self._spell.moved()
             self._transport.write(data)
 
     def write_frames(self, bodies: Sequence[Piece]) -> None:
@@ -436,7 +437,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None or self._transport.is_closing():
             return
         link = self.link
-        self._spell.moved()
+        if nbytes > BARE_BYTES:
+            self._spell.moved()
         try:
             bodies = self._reader.feed(self._buffer[:nbytes])
             if link is None:

@@ -32,7 +32,7 @@ import msgspec
 
 from windlass import messages
 from windlass.errors import InternalError
-from windlass.framing import UNREADABLE, Piece, ProtocolError
+from windlass.framing import LENGTH_BYTES, UNREADABLE, Piece, ProtocolError
 from windlass.messages import MAX_FRAME_BYTES, Frame, Hello, Message, Refused, Welcome
 
 #: An acknowledgement may be late by this many seconds, frames and bytes; whichever comes first.
@@ -48,6 +48,8 @@ _ARRAY_BYTES: Final = 5
 #: A frame's beginning: an array of three, two unsigned 64-bit numbers, and how many messages follow. Of fixed size, so that messages are
 #: encoded to where they belong, behind it, and one call packs it.
 _HEAD: Final = struct.Struct(">BBQBQBI")
+#: A frame without messages, as it travels.
+BARE_BYTES: Final = LENGTH_BYTES + _HEAD.size
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 MessageDecoder = msgspec.msgpack.Decoder[list[Message]]

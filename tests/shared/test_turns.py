@@ -15,6 +15,7 @@ from tests.shared.test_transport import Peer, Shell, at, hello, listening, repor
 from windlass import loops, turns
 from windlass.fileserver import FileServer, PlainFile
 from windlass.filewire import CHUNK_BYTES
+from windlass.framing import frame
 from windlass.identity import WORKER, Authority, Identity
 from windlass.messages import FileName, GetFile, Hello, Message, Refused, Welcome
 
@@ -204,6 +205,25 @@ def test_handshakes_and_messages_take_prompt_turns(tmp_path: Path) -> None:
             peer.link.send(report(1))
             await until(lambda: shell.numbers == [1])
             assert shell.seen == [True, True]
+            await peer.close()
+
+    run(work)
+
+
+def test_heartbeats_take_the_usual_turns(tmp_path: Path) -> None:
+    """Two hundred workers that do nothing had turns be prompt for half of the time."""
+
+    async def work() -> None:
+        async with listening(Authority.create("m1", tmp_path / "m1", []), Shell()) as listener:
+            peer = Peer(at(listener.authority, listener, WORKER, "w1"), hello())
+            await until(lambda: peer.link.connected and not is_prompt())
+            heard = (ours := next(iter(listener.links.values()))).last_heard
+            connection = peer.link._connection  # pyright: ignore[reportPrivateUsage]
+            assert connection is not None
+            connection.write(frame(peer.link.session.bare()))
+            assert not is_prompt()
+            await until(lambda: ours.last_heard > heard)
+            assert not is_prompt()
             await peer.close()
 
     run(work)
