@@ -67,14 +67,15 @@ class Recalls(Books):
         Durations with a heavy tail are why: the mean says that a queue is short, and then a call runs that is a thousand times as long. All
         that waits behind it comes back then; and some of it where a queue has turned out longer than it should be.
         """
-        # Where the manager is held up, calls wait there that take as long as several ticks.
-        part = min(1.0, max(seconds, AHEAD_SECONDS) / self._held_up.ahead_seconds)
+        # Where the manager is held up, calls wait there that take as long as several ticks; data and messages are as long on their way.
+        longer = STILL_TICKS * (self._held_up.ahead_seconds - AHEAD_SECONDS)
         for instance in list(self._ahead.values()):
             waiting = instance.outstanding - instance.running_most
             if waiting <= 0:
                 del self._ahead[instance.id]
                 continue
-            instance.still += part
+            most = instance.still_most
+            instance.still += min(1.0, max(seconds, TICK_SECONDS) * most / (most * TICK_SECONDS + longer))
             state = self.libraries[instance.library]
             if not instance.stuck:
                 if waiting * state.durations.mean <= WAIT_TIMES_MOST * (self._held_up.ahead_seconds + instance.away) * instance.places:

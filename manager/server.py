@@ -82,7 +82,6 @@ from windlass.object_store import ObjectStore
 
 log = logging.getLogger("windlass.manager")
 
-#: Seconds between two turns of the timer while there is work.
 #: The timer's turn while nothing waits or runs: a manager at rest must cost nothing.
 REST_SECONDS: Final = 1.0
 #: Seconds that workers get to take note of the end before the sockets close.

@@ -113,9 +113,14 @@ class Instance(msgspec.Struct, eq=False):
         return self.slots * self.spec.concurrency
 
     @property
+    def still_most(self) -> float:
+        """So many ticks may pass without an end while nothing holds the manager up."""
+        return self.patience + 4 * self.away / TICK_SECONDS
+
+    @property
     def stuck(self) -> bool:
         """What it runs takes longer than was thought: nothing is to wait behind it."""
-        return self.still > self.patience + 4 * self.away / TICK_SECONDS
+        return self.still > self.still_most
 
     def moved(self) -> None:
         """A call of it has ended, or could not be heard of before."""

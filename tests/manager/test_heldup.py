@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from windlass.manager.heldup import AHEAD_SECONDS, AHEAD_SECONDS_MOST, HeldUp
+from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA
+from windlass.messages import WorkerId
 
 #: Of each call, in seconds.
 TAKES = 0.01
@@ -88,3 +90,24 @@ def test_calls_that_take_several_turns_of_a_held_up_manager_are_not_taken_back_f
         cluster.core.tick(cluster.now, 1.0)
     assert instance.stuck, "but for good they do not wait"
     assert instance.recalling
+
+
+@pytest.mark.parametrize(("patience", "away", "least", "most"), [(STILL_TICKS_WITH_DATA, 0.0, 100, 102), (STILL_TICKS, 0.1, 10, 14)])
+def test_data_and_messages_are_no_longer_on_their_way_while_the_manager_is_held_up(
+    cluster: Any, patience: int, away: float, least: int, most: int
+) -> None:
+    """Only the work that waits is: each of all those ticks would count as a fifth of one, and calls wait for minutes behind a long one."""
+    library = cluster.library("lib")
+    cluster.worker("w1", cores=1)
+    cluster.stream("stream", library, (1.0,), depth=40)
+    cluster.late = 1.0
+    cluster.core.worker_is_away(WorkerId("w1"), away)
+    cluster.run(20.0)
+    [instance] = cluster.core.workers[WorkerId("w1")].instances.values()
+    assert cluster.core._held_up.ahead_seconds > 3.0
+    instance.still, instance.patience, ticks = 0, patience, 0
+    while not instance.stuck:
+        cluster.now += 0.6
+        cluster.core.tick(cluster.now, 1.0)
+        ticks += 1
+    assert least <= ticks <= most
