@@ -146,7 +146,7 @@ class LibraryState(msgspec.Struct, eq=False):
         So its queue grows in steps, each twice the one before: the calls that end first are the short ones, and tell little of the others.
         """
         places = instance.places
-        ahead = places * self.ahead_at(instance)
+        ahead = places * (self.ahead_at(instance) if instance.away else self.ahead)  # a call less for most, at each end
         few = places * AHEAD_UNKNOWN + instance.served
         return places + (ahead if ahead < few else few)
 
@@ -196,7 +196,8 @@ class LibraryState(msgspec.Struct, eq=False):
         """Take in run times; the number of calls ahead follows from their mean. ``moved``: arguments and results with objects; ``data``:
         calls with any, or with files.
         """
-        self.trips += (1 + moved / number - self.trips) * min(1.0, SMOOTHING * number)
+        if moved or self.trips > 1.0:
+            self.trips += (1 + moved / number - self.trips) * min(1.0, SMOOTHING * number)
         if not total < _SECONDS_MOST:
             return  # a worker may say anything
         self.durations.add(total, number, longest)

@@ -120,7 +120,7 @@ class Instance(msgspec.Struct, eq=False):
     @property
     def stuck(self) -> bool:
         """What it runs takes longer than was thought: nothing is to wait behind it."""
-        return self.still > self.still_most
+        return self.still > self.patience and self.still > self.still_most
 
     def moved(self) -> None:
         """A call of it has ended, or could not be heard of before."""

@@ -266,10 +266,15 @@ class ManagerMachine(RuleBasedStateMachine):
             if worker is not None and concurrency > 1 and instance in worker.instances:
                 worker.kill_slot(instance)
 
-    @rule(seconds=st.sampled_from([0.05, 1.0, 30.0, 61.0]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(name=workers, seconds=st.sampled_from([0.0, 0.01, 0.1, 10.0]))
+    def is_away(self, name: str, seconds: float) -> None:
+        self.core.worker_is_away(WorkerId(name), seconds)
+        self.act()
+
+    @rule(seconds=st.sampled_from([0.05, 1.0, 30.0, 61.0]), late=st.sampled_from([0.0, 0.2, 5.0]))
+    def time_passes(self, seconds: float, late: float) -> None:
         self.now += seconds
-        self.core.tick(self.now)
+        self.core.tick(self.now, late)
         self.act()
         for name in [name for name in self.alive if WorkerId(name) not in self.core.workers]:
             del self.alive[name]  # its session was given up: a real worker would begin anew
