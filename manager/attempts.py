@@ -76,7 +76,7 @@ class Attempts(Dispatch):
             call.queue.running -= 1
             sums = learned.get(library)
             if sums is None:
-                sums = learned[library] = [0.0, 0, 0.0, 0, 0, 0]
+                sums = learned[library] = [0.0, 0, 0.0, 0, 0, 0, 0]
             sums[3] += 1
             if end.outcome == RETURNED:
                 seconds = max(0.0, end.ended_at - end.started_at)  # a worker may say anything
@@ -84,11 +84,10 @@ class Attempts(Dispatch):
                 sums[1] += 1
                 if seconds > sums[2]:
                     sums[2] = seconds
-                if spec.spans:
-                    sums[4] += 1
-                if end.spans and not end.kept:
-                    sums[4] += 1
-                if spec.spans or spec.inputs or (end.spans and not end.kept):
+                sums[6] += len(spec.payload)
+                returned = bool(end.spans) and not end.kept
+                if spec.spans or spec.inputs or returned:
+                    sums[4] += bool(spec.spans) + returned
                     sums[5] += 1
                     if instance is not None and not call.behind and instance.served >= instance.places:
                         self.libraries[library].prefetch.took(now - call.sent_at - seconds)
@@ -103,7 +102,7 @@ class Attempts(Dispatch):
                 done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(earlier) if earlier else (), call.spec.tag))
             else:
                 self._ended_badly(call, worker, end, now)
-        for library, (total, number, longest, finished, moved, data) in learned.items():
+        for library, (total, number, longest, finished, moved, data, payload) in learned.items():
             state = self.libraries[library]
             state.running -= int(finished)
             state.progressed = True
@@ -113,7 +112,7 @@ class Attempts(Dispatch):
             if number:
                 state.done += int(number)
                 self.counters.returned += int(number)
-                state.learn(total, int(number), longest, int(moved), int(data))
+                state.learn(total, int(number), longest, int(moved), int(data), int(payload))
             instance = by_library.get(library)
             if instance is not None:
                 instance.served += int(finished)

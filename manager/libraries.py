@@ -23,6 +23,9 @@ from windlass.manager.prefetch import Prefetch
 from windlass.manager.workers import Instance, Phase, usual_weight
 from windlass.messages import InstanceId, LibrarySpec, Resources
 
+#: While the manager is held up more work than usual waits for each slot as far as its arguments are no more bytes: of them 16 KB may go in
+#: the time for which the lock is kept, all else waits for that, and manager and worker hold them meanwhile.
+AHEAD_BYTES = 1 << 20
 #: Calls that may wait at a worker for each slot, whatever they take.
 AHEAD_MOST = 1024
 #: More are sent when one in so many of them is gone.
@@ -91,6 +94,8 @@ class LibraryState(msgspec.Struct, eq=False):
     #: those that it returns, before its end is told.
     trips: float = 1.0
     prefetch: Prefetch = msgspec.field(default_factory=Prefetch)
+    #: Bytes of arguments that a call carries itself, a moving mean.
+    payload: float = 0.0
     #: Why it cannot start; then its calls end with this text.
     failed: str = ""
     #: Starts that crashed or timed out since a call of it has ended.
@@ -163,8 +168,16 @@ class LibraryState(msgspec.Struct, eq=False):
         """Calls ahead for each place: with those that would be run while messages are on their way there and back, or one that fetches."""
         ahead = self.ahead
         if instance.away and self.durations.count:
-            ahead = _ahead_in(self.ahead_seconds + instance.away * self.trips, self.durations.mean)
+            ahead = self._ahead_in(instance.away * self.trips)
         return ahead or int(self.prefetch.on)
+
+    def _ahead_in(self, away: float = 0.0) -> int:
+        """How many calls are run in the seconds that are to wait, and in those for which messages are ``away``."""
+        mean, usual = self.durations.mean, AHEAD_SECONDS + away
+        ahead = _ahead_in(self.ahead_seconds + away, mean)
+        if self.ahead_seconds > AHEAD_SECONDS and ahead * self.payload > AHEAD_BYTES:
+            return max(_ahead_in(usual, mean), int(AHEAD_BYTES / self.payload))
+        return ahead
 
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
@@ -192,12 +205,16 @@ class LibraryState(msgspec.Struct, eq=False):
         self.news = self.news or 1
         queue.passed_at = self.news
 
-    def learn(self, total: float, number: int, longest: float, moved: int = 0, data: int = 0) -> None:
+    def learn(self, total: float, number: int, longest: float, moved: int = 0, data: int = 0, payload: int = 0) -> None:
         """Take in run times; the number of calls ahead follows from their mean. ``moved``: arguments and results with objects; ``data``:
-        calls with any, or with files.
+        calls with any, or with files; ``payload``: bytes of arguments that went with the calls.
         """
+        part = SMOOTHING * number
+        if part > 1.0:
+            part = 1.0
+        self.payload += (payload / number - self.payload) * part
         if moved or self.trips > 1.0:
-            self.trips += (1 + moved / number - self.trips) * min(1.0, SMOOTHING * number)
+            self.trips += (1 + moved / number - self.trips) * part
         if not total < _SECONDS_MOST:
             return  # a worker may say anything
         self.durations.add(total, number, longest)
@@ -210,7 +227,7 @@ class LibraryState(msgspec.Struct, eq=False):
             self._look_ahead()
 
     def _look_ahead(self, *, changed: bool = False) -> None:
-        ahead = _ahead_in(self.ahead_seconds, self.durations.mean)
+        ahead = self._ahead_in()
         if ahead != self.ahead or changed:
             self.ahead = ahead
             for instance in self.instances.values():

@@ -1087,6 +1087,23 @@ def test_calls_with_objects_have_more_ahead_far_off(bench: Bench, given: int, re
     assert most - 6 < len(runs) <= most
 
 
+@pytest.mark.parametrize(("size", "most"), [(100, 2 * 321), (60_000, 2 * 18), (1 << 20, 2 * 6)])
+def test_a_manager_that_is_held_up_does_not_send_ever_more_bytes_ahead(bench: Bench, size: int, most: int) -> None:
+    """They would be minutes on their way, and everything behind them."""
+    library = bench.library()
+    bench.worker("w1", cores=2)
+    for _ in range(3):
+        bench.core.tick(bench.now, 1.0)
+    bench.core.submit([CallSpec(CallId(call), library, F, b"x" * size, (), PLAIN) for call in range(1, 2000)], bench.now)
+    bench.step()
+    bench.serve("w1")
+    runs = bench.runs("w1")
+    for _ in range(700):
+        bench.end(runs.pop(0), seconds=0.01)
+        runs += bench.runs("w1")
+    assert most * 2 / 3 - 2 <= len(runs) <= most
+
+
 def test_calls_that_may_be_on_their_way_are_not_taken_back(bench: Bench) -> None:
     """Ticks in which nothing can have been heard say nothing of how long calls take."""
     fill(bench, 0.01, 0.2)
