@@ -151,7 +151,7 @@ class LibraryState(msgspec.Struct, eq=False):
         So its queue grows in steps, each twice the one before: the calls that end first are the short ones, and tell little of the others.
         """
         places = instance.places
-        ahead = places * (self.ahead_at(instance) if instance.away else self.ahead)  # a call less for most, at each end
+        ahead = places * (self.ahead if self.ahead and not instance.away else self.ahead_at(instance))  # a call less for most, at each end
         few = places * AHEAD_UNKNOWN + instance.served
         return places + (ahead if ahead < few else few)
 

@@ -85,7 +85,7 @@ class Recalls(Books):
             if waiting > 0 and not instance.recalling and instance.phase is Phase.READY and worker.usable:
                 if instance.stuck and instance.patience == STILL_TICKS:
                     # As long as calls are known to take they do so, where one waits on purpose.
-                    known = PREFETCH_TIMES * state.durations.mean * part / max(seconds, TICK_SECONDS) if state.prefetch.on else 0
+                    known = PREFETCH_TIMES * state.durations.mean / TICK_SECONDS if state.prefetch.on else 0
                     instance.patience = max(known, STILL_TICKS_WITH_DATA if _with_data(worker, instance) else STILL_TICKS)
                     if not instance.stuck:
                         continue
