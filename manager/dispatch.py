@@ -102,6 +102,8 @@ class Dispatch(Near):
     def _dispatch(self, state: LibraryState, now: float) -> None:
         passed = 0
         served, passed_over = -1, None
+        # Where one waits behind each, slots would never be free for calls that do not: then none is sent ahead as long as such wait.
+        roomy, spares = bool(state.plain), state.prefetch.on and not state.ahead
         for number, queue in enumerate(state.queues):
             if not queue.waiting:
                 passed += not queue.running
@@ -110,10 +112,11 @@ class Dispatch(Near):
                 passed_over = queue
             if queue.files:
                 self._park_firsts(queue, state, now)
-            if not state.idle and not (state.roomy and state.plain):
+            if not state.idle and not (state.roomy and roomy):
                 break
             options, plain = queue.options, queue.plain
             if not plain and not state.idle:
+                roomy = roomy and not spares
                 continue  # only plain ones wait behind others; and there may be thousands that are not
             skipped: list[Instance] = []
             before = queue.waiting
@@ -123,7 +126,7 @@ class Dispatch(Near):
             while queue.waiting:
                 if queue.files and not self._park_firsts(queue, state, now):
                     break
-                near = self._nearest(state, queue, plain) if queue.files else None
+                near = self._nearest(state, queue, plain and roomy) if queue.files else None
                 if near is not None:
                     instance, room = near
                 elif others is not None:
@@ -137,7 +140,7 @@ class Dispatch(Near):
                 elif state.idle:
                     instance = next(iter(state.idle.values()))
                     room = instance.places - instance.outstanding
-                elif state.roomy and plain:
+                elif state.roomy and plain and roomy:
                     instance = next(iter(state.roomy.values()))
                     room = state.most(instance) - instance.outstanding
                     # What waits is shared out evenly, so that the last calls do not pile up at one worker.
@@ -167,6 +170,8 @@ class Dispatch(Near):
                     others = chain((instance,), others)  # the next call needs other files, and may fit there too
             for instance in skipped:
                 state.refresh(instance)
+            if queue.waiting and not plain:
+                roomy = roomy and not spares
             if passed_over is None and queue.waiting < before:
                 served = number
         if passed_over is not None:

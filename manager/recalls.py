@@ -94,15 +94,24 @@ class Recalls(Books):
                 self._send(worker, RecallCalls(instance.id, waiting))
 
     def _give_way(self, state: LibraryState) -> None:
-        """A tick, and calls wait: for as long as one runs none of them is to stand behind others of a lower priority."""
-        first = next((queue.options.priority for queue in state.queues if queue.waiting and queue.plain), None)
+        """A tick, and calls wait: for as long as one runs none of them is to stand behind others of a lower priority.
+
+        Others give way at as many places as such calls wait for, not everywhere: what waits there has its data.
+        """
+        first = next((queue.options.priority for queue in state.queues if queue.waiting), None)
         if first is None or not any(queue.running and queue.options.priority < first for queue in state.queues):
             return
+        wanted = sum(queue.waiting for queue in state.queues if queue.options.priority == first)
         for instance in list(state.loaded.values()):
             waiting, worker = instance.outstanding - instance.running_most, self.workers[instance.worker]
-            if waiting > 0 and not instance.recalling and worker.usable:
+            if wanted <= 0:
+                break
+            if waiting > 0 and worker.usable and not instance.stuck:
                 newest = islice((call for call in reversed(worker.calls.values()) if call.spec.library == instance.library), waiting)
-                if any(call.queue.options.priority < first for call in newest):
+                if instance.recalling:
+                    wanted -= waiting
+                elif any(call.queue.options.priority < first for call in newest):
+                    wanted -= waiting
                     instance.recalling = True
                     self._send(worker, RecallCalls(instance.id, waiting))
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from windlass.manager.prefetch import WORTH_SECONDS, Prefetch
-from windlass.messages import CallOptions, ObjectName, ObjectRef, WorkerId
+from windlass.messages import CallOptions, ObjectName, ObjectRef, Resources, WorkerId
 
 DATA = (ObjectRef(ObjectName("o" * 32), 1 << 26),)
 
@@ -207,3 +207,28 @@ def test_it_is_on_from_what_it_is_worth_to_half_of_that() -> None:
     for _ in range(3):
         known.ended(1, 1, 10.0, 1000)
     assert known.on
+
+
+@pytest.mark.parametrize(
+    "options", [CallOptions(expected_time=4.0), CallOptions(priority=1, needs=Resources(1.0)), CallOptions(priority=1)]
+)
+def test_calls_that_need_a_free_slot_get_one(cluster: Any, options: CallOptions) -> None:
+    """Such as ask for anything wait behind none: where one waits behind each no slot would ever be free for them."""
+    state = fetching(cluster, seconds=4.0, fetch=1.0, depth=8)
+    cluster.stream("special", state.spec.id, (4.0,), options, depth=1)
+    cluster.run(60.0)
+    assert len(cluster.ended["special"]) >= 3
+    assert len(cluster.ended["stream"]) >= 12
+
+
+def test_no_more_gives_way_than_calls_of_a_higher_priority_need(cluster: Any) -> None:
+    state = fetching(cluster, seconds=10.0, fetch=1.0, cores=2)
+    for name in ("w2", "w3", "w4"):
+        cluster.worker(name, cores=2)
+    cluster.run(30.0)
+    before = cluster.recalls
+    cluster.once = True
+    cluster.submit_once(state.spec.id, 10.0, 1, CallOptions(priority=1))
+    cluster.run(20.0)
+    assert len(cluster.ended["once"]) == 1
+    assert cluster.recalls == before + 1
