@@ -12,6 +12,7 @@ or from a worker that does not have it, is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 
@@ -51,6 +52,20 @@ _CUT_SHORT = {
 }
 
 
+class _Learned:
+    """Of a message of ends, for one library."""
+
+    __slots__ = ("begun", "data", "finished", "longest", "moved", "payload", "returned", "seconds")
+
+    def __init__(self) -> None:
+        #: Ends of all kinds, and of those whose begin was noted.
+        self.finished = self.begun = 0
+        #: Of those that returned: how many, what they ran, and the longest run.
+        self.returned, self.seconds, self.longest = 0, 0.0, 0.0
+        #: How many of them had data, arguments and results with objects, and bytes of arguments that went with the calls.
+        self.data = self.moved = self.payload = 0
+
+
 class Attempts(Dispatch):
     """The books, who gets what, and what becomes of it."""
 
@@ -58,7 +73,7 @@ class Attempts(Dispatch):
         held, by_library, done, calls = worker.calls, worker.by_library, self._done, self.calls
         if self.recorder is not None:
             self.recorder.ended(self, worker, ends, now)
-        learned: dict[LibraryId, list[float]] = {}
+        learned: dict[LibraryId, _Learned] = {}
         for end in ends:
             call = held.get(end.call)
             if call is None or call.attempt != end.attempt:
@@ -76,19 +91,20 @@ class Attempts(Dispatch):
             call.queue.running -= 1
             sums = learned.get(library)
             if sums is None:
-                sums = learned[library] = [0.0, 0, 0.0, 0, 0, 0, 0]
-            sums[3] += 1
+                sums = learned[library] = _Learned()
+            sums.finished += 1
+            sums.begun += call.begun_at > 0
             if end.outcome == RETURNED:
                 seconds = max(0.0, end.ended_at - end.started_at)  # a worker may say anything
-                sums[0] += seconds
-                sums[1] += 1
-                if seconds > sums[2]:
-                    sums[2] = seconds
-                sums[6] += len(spec.payload)
+                sums.seconds += seconds
+                sums.returned += 1
+                if seconds > sums.longest:
+                    sums.longest = seconds
+                sums.payload += len(spec.payload)
                 returned = bool(end.spans) and not end.kept
                 if spec.spans or spec.inputs or returned:
-                    sums[4] += bool(spec.spans) + returned
-                    sums[5] += 1
+                    sums.moved += bool(spec.spans) + returned
+                    sums.data += 1
                     if instance is not None and not call.behind and instance.served >= instance.places:
                         self.libraries[library].prefetch.took(now - call.sent_at - seconds)
                 del calls[end.call]
@@ -102,21 +118,23 @@ class Attempts(Dispatch):
                 done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(earlier) if earlier else (), call.spec.tag))
             else:
                 self._ended_badly(call, worker, end, now)
-        for library, (total, number, longest, finished, moved, data, payload) in learned.items():
+        for library, sums in learned.items():
             state = self.libraries[library]
-            state.running -= int(finished)
+            state.running -= sums.finished
             state.progressed = True
             state.crashes = 0
             if worker.crashes:
                 worker.crashes.pop(library, None)
-            if number:
-                state.done += int(number)
-                self.counters.returned += int(number)
-                state.learn(total, int(number), longest, int(moved), int(data), int(payload))
+            if sums.returned:
+                state.done += sums.returned
+                self.counters.returned += sums.returned
+                state.learn(sums.seconds, sums.returned, sums.longest, sums.moved, sums.data, sums.payload)
             instance = by_library.get(library)
             if instance is not None:
-                instance.served += int(finished)
+                instance.served += sums.finished
                 instance.ended_at = now
+                if sums.begun and state.prefetch.seconds and not state.ahead:
+                    _begin_next(worker, library, sums.begun, now)
                 if instance.still:
                     instance.moved()
                 self._refresh(instance)
@@ -309,8 +327,15 @@ class Attempts(Dispatch):
         call.attempts.append(told)
 
 
+def _begin_next(worker: Worker, library: LibraryId, count: int, now: float) -> None:
+    """So many calls have ended: as many of those that wait behind others begin, in the order in which they were sent. One that has its
+    data may overtake others; those begin when the next one ends, or come back as soon as that is late."""
+    waits = (call for call in worker.calls.values() if not call.begun_at and call.spec.library == library)
+    for call in islice(waits, count):
+        call.begun_at = now
+
+
 def _begun(call: Call, worker: Worker) -> float:
-    """When a call began at the earliest, as far as is known: of those that waited behind others none is taken to have run for longer than
-    since the last end there, as what is thought of how long a call takes is to hold."""
-    instance = worker.by_library.get(call.spec.library) if call.behind else None
-    return call.sent_at if instance is None else max(call.sent_at, instance.ended_at)
+    """When a call began, as far as is known; one that waits behind others is not taken to have run for longer than since the last end."""
+    instance = worker.by_library.get(call.spec.library)
+    return call.begun_at or max(call.sent_at, instance.ended_at if instance is not None else 0.0)

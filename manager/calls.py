@@ -87,6 +87,8 @@ class Call(msgspec.Struct, eq=False, gc=False):
     sent_at: float = 0.0
     #: It was sent to wait behind others.
     behind: bool = False
+    #: When it has begun, as far as is known; 0: it was sent to have its data fetched while others run, and their ends have not reached it.
+    begun_at: float = 0.0
     cancelled: bool = False
     #: Attempts used up by deaths and retried exceptions.
     failures: int = 0

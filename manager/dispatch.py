@@ -187,6 +187,7 @@ class Dispatch(Near):
         if not worker.calls:
             worker.idle_since = 0.0
         sent, behind = 0, instance.outstanding >= instance.places
+        begun_at = 0.0 if behind and state.fetches_ahead(instance) else now
         sent_inputs: tuple[FileRef, ...] = ()
         while sent < count:
             call = queue.pop()
@@ -210,7 +211,7 @@ class Dispatch(Near):
             call.attempt += 1
             call.worker = worker_id
             call.sent_at = now
-            call.behind = behind
+            call.behind, call.begun_at = behind, begun_at
             call.weight = weight
             calls[spec.call] = call
             run = CallRun(

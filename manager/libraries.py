@@ -179,6 +179,10 @@ class LibraryState(msgspec.Struct, eq=False):
             return max(_ahead_in(usual, mean), int(AHEAD_BYTES / self.payload))
         return ahead
 
+    def fetches_ahead(self, instance: Instance) -> bool:
+        """Whether one waits behind each to have its data fetched, for as long as that takes to end."""
+        return self.prefetch.on and not self.ahead and self.ahead_at(instance) == 1
+
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
         same priority, its first call has waited longer than what is left here, and its calls need no more slots: those have claims.

@@ -232,3 +232,20 @@ def test_no_more_gives_way_than_calls_of_a_higher_priority_need(cluster: Any) ->
     cluster.run(20.0)
     assert len(cluster.ended["once"]) == 1
     assert cluster.recalls == before + 1
+
+
+@pytest.mark.parametrize("data", [DATA, ()])
+def test_a_long_call_among_shorter_ones_teaches_how_long_it_has_run(cluster: Any, data: Any) -> None:
+    """Others end beside it all the time. It would be sent to pilots that are too short for it, until it has been lost too often."""
+    library = cluster.library("lib")
+    cluster.worker("w1", cores=4)
+    cluster.data, cluster.fetch = data, 0.5
+    cluster.stream("stream", library, (2.0 if data else 0.03,), depth=60)
+    cluster.run(12.0)
+    worker, first = cluster.core.workers[WorkerId("w1")], cluster.core.libraries[library].queues[0].first()
+    cluster.seconds[first.spec.call] = 1000.0
+    cluster.run(40.0)
+    assert first.behind
+    worker.info = msgspec.structs.replace(worker.info, seconds_left=cluster.now - worker.joined_at)
+    cluster.core.worker_lost(WorkerId("w1"), "gone", cluster.now)
+    assert first.ran == pytest.approx(38.0, abs=3.0)
