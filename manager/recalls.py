@@ -74,8 +74,11 @@ class Recalls(Books):
             if waiting <= 0:
                 del self._ahead[instance.id]
                 continue
-            most = instance.still_most
-            instance.still += min(1.0, max(seconds, TICK_SECONDS) * most / (most * TICK_SECONDS + longer))
+            if longer:
+                most = instance.still_most
+                instance.still += min(1.0, max(seconds, TICK_SECONDS) * most / (most * TICK_SECONDS + longer))
+            else:
+                instance.still += 1
             state = self.libraries[instance.library]
             if not instance.stuck:
                 if waiting * state.durations.mean <= WAIT_TIMES_MOST * (self._held_up.ahead_seconds + instance.away) * instance.places:
